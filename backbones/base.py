@@ -1,0 +1,116 @@
+"""What can be trained: a `Learner` of finite width, or a `Kernel`, the same network at infinite width.
+
+Neither knows a modality or an objective.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from typing import ClassVar, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from datastill.backbones.batch import Inputs
+from datastill.backbones.ridge import ridge_solve
+
+Predictor: TypeAlias = Callable[[Inputs], Tensor]
+"""Anything trained: inputs of `n` points to outputs (n, c)."""
+
+
+class Learner(nn.Module, ABC):
+    """Phi_theta of finite width: outputs are `head(embed(inputs))`.
+
+    A subclass sets `self.head` and defines `embed`. It must be twice differentiable in its parameters and inputs almost
+    everywhere, must not change its buffers in `forward`, and must draw nothing at random in eval mode.
+    """
+
+    head: nn.Module
+    couples_points: ClassVar[bool] = False
+    """Whether the output of one point depends on the other points of its batch, as in a graph network."""
+
+    @abstractmethod
+    def embed(self, inputs: Inputs) -> Tensor:
+        """Features (n, width) of the last layer before the head."""
+
+    def layers(self, inputs: Inputs) -> list[Tensor]:
+        """Features of each layer, first to last, every one with points as its first dimension."""
+        return [self.embed(inputs)]
+
+    def forward(self, inputs: Inputs) -> Tensor:
+        """Outputs (n, c)."""
+        outputs: Tensor = self.head(self.embed(inputs))
+        return outputs
+
+
+def call_with(learner: Learner, parameters: Mapping[str, Tensor], inputs: Inputs) -> Tensor:
+    """Outputs of `learner` with `parameters` in place of its own, differentiable in both arguments."""
+    outputs: Tensor = functional_call(learner, dict(parameters), (inputs,))
+    return outputs
+
+
+def parameters_of(learner: Learner) -> dict[str, Tensor]:
+    """Detached copies of a learner's parameters by name."""
+    return {name: value.detach().clone() for name, value in learner.named_parameters()}
+
+
+class Kernel(ABC):
+    """A positive semi-definite similarity of inputs: a learner at infinite width, or a fixed feature map."""
+
+    @abstractmethod
+    def __call__(self, a: Inputs, b: Inputs) -> Tensor:
+        """The Gram matrix (n_a, n_b), differentiable in both."""
+
+    def fit(self, inputs: Inputs, targets: Tensor, ridge: float) -> KernelMachine:
+        """Ridge regression of `targets` (n, c) on `inputs`; `ridge` is relative to the mean diagonal of the Gram matrix."""
+        return KernelMachine(self, inputs, ridge_solve(self(inputs, inputs), targets, ridge))
+
+
+class KernelMachine:
+    """A trained kernel: `inputs -> kernel(inputs, support) @ coefficients`."""
+
+    def __init__(self, kernel: Kernel, support: Inputs, coefficients: Tensor) -> None:
+        self.kernel = kernel
+        self.support = support
+        self.coefficients = coefficients
+
+    def __call__(self, inputs: Inputs) -> Tensor:
+        return self.kernel(inputs, self.support) @ self.coefficients
+
+
+class FeatureKernel(Kernel):
+    """The NNGP of networks whose last layer is random and whose other layers are these learners (RFAD, arXiv 2210.12067).
+
+    K = weight_variance * F F^T / width + bias_variance, with F the learners' features side by side.
+    """
+
+    def __init__(self, learners: Sequence[Learner], weight_variance: float = 2.0, bias_variance: float = 0.01) -> None:
+        self.learners = learners
+        self.weight_variance = weight_variance
+        self.bias_variance = bias_variance
+
+    def __call__(self, a: Inputs, b: Inputs) -> Tensor:
+        left = self._features(a)
+        right = left if a is b else self._features(b)
+        return self.weight_variance / left.shape[1] * left @ right.T + self.bias_variance
+
+    def _features(self, inputs: Inputs) -> Tensor:
+        return torch.cat([learner.embed(inputs) for learner in self.learners], 1)
+
+
+class VectorKernel(Kernel):
+    """A kernel of vectors, applied to any inputs through a `vectorise` map.
+
+    Args:
+        vectorise: inputs of `n` points to a matrix (n, d), dense or sparse CSR; differentiable where the kernel has to be.
+        kernel: the kernel of rows of two such matrices.
+    """
+
+    def __init__(self, vectorise: Callable[[Inputs], Tensor], kernel: Kernel) -> None:
+        self.vectorise = vectorise
+        self.kernel = kernel
+
+    def __call__(self, a: Inputs, b: Inputs) -> Tensor:
+        return self.kernel(self.vectorise(a), self.vectorise(b))

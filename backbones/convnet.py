@@ -1,0 +1,102 @@
+"""ConvNet-D/W: the plain convolutional network of the distillation literature, for images of any size.
+
+A block is a 3x3 convolution, a normalisation, a ReLU and 2x2 average pooling; the features of the last block are
+flattened into a linear head (Gidaris & Komodakis 2018; used by DC, DSA, DM, MTT with depth 3 and width 128 at 32x32
+pixels).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+from torch import Tensor, nn
+
+from datastill.backbones.base import Learner
+from datastill.errors import check_count, require
+
+Norm = Literal["instance", "group", "none"]
+_NORMS = ("instance", "group", "none")
+
+
+def default_depth(height: int, width: int) -> int:
+    """How many blocks suit images of this size: the published 3 at 32 pixels, 4 at 64; at least 2 if they fit."""
+    halvings = math.ceil(math.log2(max(height, width, 2)))
+    return min(halvings, max(2, round(math.log2(max(1, min(height, width)))) - 2))
+
+
+class ConvNet(Learner):
+    """A ConvNet of `depth` blocks with `width` filters each.
+
+    Args:
+        shape: (channels, height, width in pixels) of the images.
+        outputs: classes.
+        depth: blocks; None takes `default_depth`. Every block needs more than one pixel, since normalising a single
+            pixel per channel would erase it.
+        width: filters of every block.
+        norm: "instance" (one group per channel, with learned scale and shift), "group" (up to 32 groups) or "none".
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, int, int],
+        outputs: int,
+        *,
+        depth: int | None = None,
+        width: int = 128,
+        norm: Norm = "instance",
+    ) -> None:
+        super().__init__()
+        for name, value in (
+            *zip(("channels", "height", "width of images"), shape),
+            ("outputs", outputs),
+            ("width", width),
+        ):
+            check_count(name, value)
+        channels, height, columns = shape
+        depth = default_depth(height, columns) if depth is None else check_count("depth", depth)
+        require(norm in _NORMS, f"norm must be one of {', '.join(_NORMS)}, got {norm!r}.")
+        blocks: list[nn.Module] = []
+        fan_in, rows = channels, height
+        for level in range(depth):
+            require(
+                rows * columns > 1 or norm == "none",
+                f"depth {depth} is too much for images of {shape[1]}x{shape[2]} pixels: block {level + 1} would see a "
+                f"single pixel. Ask for a depth of at most {level}.",
+            )
+            # Rounding sizes up keeps the last row and column of odd sizes: 28 -> 14 -> 7 -> 4, as many features as 32
+            # gives.
+            blocks.append(
+                nn.Sequential(
+                    nn.Conv2d(fan_in, width, 3, padding=1),
+                    _norm(norm, width),
+                    nn.ReLU(),
+                    nn.AvgPool2d(2, ceil_mode=True),
+                )
+            )
+            fan_in, rows, columns = width, -(-rows // 2), -(-columns // 2)
+        self.blocks = nn.ModuleList(blocks)
+        self.head = nn.Linear(width * rows * columns, outputs)
+
+    def layers(self, inputs: Tensor) -> list[Tensor]:
+        """Feature maps (n, width, h, w) after each block, for images (n, channels, height, width)."""
+        maps = []
+        for block in self.blocks:
+            inputs = block(inputs)
+            maps.append(inputs)
+        return maps
+
+    def embed(self, inputs: Tensor) -> Tensor:
+        """The last feature maps, flattened: (n, width * h * w)."""
+        for block in self.blocks:
+            inputs = block(inputs)
+        # `reshape`, not `view`: the maps of channels-last images are not contiguous.
+        return inputs.reshape(len(inputs), -1)
+
+
+def _norm(norm: Norm, width: int) -> nn.Module:
+    if norm == "instance":
+        return nn.GroupNorm(width, width)
+    if norm == "group":
+        return nn.GroupNorm(math.gcd(32, width), width)
+    return nn.Identity()

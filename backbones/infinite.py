@@ -1,0 +1,96 @@
+"""Fully connected ReLU networks at infinite width: the NNGP and the NTK of any depth, in closed form.
+
+Only inner products and squared norms of the inputs are needed, so one side may be a sparse CSR matrix. For one hidden layer
+they are the arc-cosine kernels of Cho & Saul (2009); the recursion over depth is that of Lee et al. (2019, arXiv 1902.06720).
+Networks are in the NTK parametrisation: a layer is sigma_w / sqrt(fan_in) * W x + sigma_b * b, W and b standard normal.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from datastill.backbones.base import Kernel
+from datastill.errors import check_count, require
+
+KernelKind = Literal["ntk", "nngp"]
+
+
+class InfiniteReLU(Kernel):
+    """The kernel of a ReLU network with `depth` hidden layers and a linear output layer.
+
+    Args:
+        depth: hidden layers, at least 0 (0 is the linear kernel with bias).
+        kind: "ntk" (all layers trained by gradient descent) or "nngp" (only the last one).
+        weight_variance: sigma_w^2 > 0 of every layer. With 2 the scale of the activations does not change with depth.
+        bias_variance: sigma_b^2 >= 0 of every layer.
+    """
+
+    def __init__(
+        self,
+        depth: int = 1,
+        kind: KernelKind = "ntk",
+        weight_variance: float = 2.0,
+        bias_variance: float = 0.01,
+    ) -> None:
+        check_count("depth", depth, least=0)
+        require(kind in ("ntk", "nngp"), f"kind must be 'ntk' or 'nngp', got {kind!r}.")
+        require(weight_variance > 0, f"weight_variance must be positive, got {weight_variance!r}.")
+        require(bias_variance >= 0, f"bias_variance must be at least 0, got {bias_variance!r}.")
+        self.depth = depth
+        self.kind = kind
+        self.weight_variance = weight_variance
+        self.bias_variance = bias_variance
+
+    def __call__(self, a: Tensor, b: Tensor) -> Tensor:
+        """Gram matrix (n_a, n_b) of rows of `a` (n_a, d) and `b` (n_b, d), each dense or sparse CSR."""
+        width = a.shape[1]
+        return self.from_products(products(a, b) / width, squared_norms(a) / width, squared_norms(b) / width)
+
+    def from_products(self, inner: Tensor, a: Tensor, b: Tensor) -> Tensor:
+        """The same from inner products (n_a, n_b) and squared norms (n_a,), (n_b,), all divided by the input width."""
+        weight, bias = self.weight_variance, self.bias_variance
+        covariance = weight * inner + bias
+        a, b = weight * a + bias, weight * b + bias
+        tangent = covariance
+        for _ in range(self.depth):
+            step, value = _relu_moments(covariance, a, b)
+            covariance = weight * value + bias
+            tangent = covariance + weight * step * tangent
+            a, b = weight * a / 2 + bias, weight * b / 2 + bias
+        return tangent if self.kind == "ntk" else covariance
+
+
+def _relu_moments(covariance: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """E[relu'(u) relu'(v)] and E[relu(u) relu(v)] for (u, v) normal with variances a_i, b_j and this covariance."""
+    # The angle is atan2(sin, cos), not acos: acos has an infinite slope on the diagonal, where the sine is clamped instead.
+    scale = (a[:, None] * b[None, :]).sqrt()
+    floor = torch.finfo(covariance.dtype).eps * scale.detach().square()
+    sine = torch.maximum(scale.square() - covariance.square(), floor).sqrt()
+    angle = torch.atan2(sine, covariance)
+    step = (math.pi - angle) / (2 * math.pi)
+    return step, sine / (2 * math.pi) + step * covariance
+
+
+def products(a: Tensor, b: Tensor) -> Tensor:
+    """a @ b.T as a dense matrix, either side dense or sparse CSR."""
+    if a.layout == torch.strided and b.layout == torch.strided:
+        return a @ b.T
+    if b.layout == torch.strided:
+        return torch.sparse.mm(a, b.T)
+    if a.layout == torch.strided:
+        return torch.sparse.mm(b, a.T).T
+    return torch.sparse.mm(a, b.to_dense().T)
+
+
+def squared_norms(rows: Tensor) -> Tensor:
+    """Squared Euclidean norm of each row, dense or sparse CSR."""
+    if rows.layout == torch.strided:
+        return rows.square().sum(1)
+    counts = rows.crow_indices().diff()
+    owner = torch.repeat_interleave(torch.arange(rows.shape[0], device=rows.device), counts)
+    sums = torch.zeros(rows.shape[0], dtype=rows.dtype, device=rows.device)
+    return sums.index_add(0, owner, rows.values().square())

@@ -1,0 +1,240 @@
+"""`Nodes`: what graph learners read. Some rows of a graph's nodes, with the whole graph behind them."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Csr:
+    """A sparse matrix by compressed rows, kept as ordinary tensors, so that it moves as any nest of tensors does.
+
+    Attributes:
+        starts: (rows + 1,) int64, where each row begins in `columns` and `values`.
+        columns: (entries,) int64.
+        values: (entries,) floating.
+        width: number of columns.
+    """
+
+    starts: Tensor
+    columns: Tensor
+    values: Tensor
+    width: int
+
+    @staticmethod
+    def from_entries(row: Tensor, column: Tensor, values: Tensor, shape: tuple[int, int]) -> Csr:
+        """From entries in any order; those at the same place are added."""
+        place, where = torch.unique(row * shape[1] + column, return_inverse=True)
+        summed = torch.zeros(len(place), dtype=values.dtype, device=values.device).index_add_(0, where, values)
+        counts = torch.bincount(place // shape[1], minlength=shape[0])
+        return Csr(_starts(counts), place % shape[1], summed, shape[1])
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns."""
+        return len(self.starts) - 1, self.width
+
+    def owners(self) -> Tensor:
+        """(entries,) the row of each entry."""
+        rows = torch.arange(self.shape[0], device=self.starts.device)
+        return torch.repeat_interleave(rows, self.starts.diff(), output_size=len(self.columns))
+
+    def rows(self, index: Tensor) -> Csr:
+        """The rows at `index`, in that order."""
+        counts = self.starts.diff()[index]
+        starts = _starts(counts)
+        total = int(starts[-1])
+        shift = torch.repeat_interleave(self.starts[index] - starts[:-1], counts, output_size=total)
+        entries = shift + torch.arange(total, device=shift.device)
+        return Csr(starts, self.columns[entries], self.values[entries], self.width)
+
+    def compact(self) -> tuple[Csr, Tensor]:
+        """The same matrix without its empty columns, and the ids of the columns that are left."""
+        used, columns = torch.unique(self.columns, return_inverse=True)
+        return replace(self, columns=columns, width=len(used)), used
+
+    @cached_property
+    def transposed(self) -> Csr:
+        """The transpose, made once: every backward pass through a product needs it."""
+        order = torch.argsort(self.columns, stable=True)
+        counts = torch.bincount(self.columns, minlength=self.width)
+        return Csr(_starts(counts), self.owners()[order], self.values[order], self.shape[0])
+
+    def dense(self) -> Tensor:
+        """The same matrix (rows, width), dense."""
+        full = torch.zeros(self.shape, dtype=self.values.dtype, device=self.values.device)
+        return full.index_put_((self.owners(), self.columns), self.values, accumulate=True)
+
+    def __matmul__(self, other: Tensor) -> Tensor:
+        """Product with a dense matrix (width, k), differentiable to any order in `other`, not in the values."""
+        product: Tensor = _CsrTimesDense.apply(other, self)
+        return product
+
+
+def _starts(counts: Tensor) -> Tensor:
+    return torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+
+
+class _CsrTimesDense(torch.autograd.Function):
+    """torch's own sparse product has no rule under torch.func, and transposes slowly."""
+
+    @staticmethod
+    def forward(dense: Tensor, matrix: Csr) -> Tensor:
+        with warnings.catch_warnings():  # torch calls all of its CSR tensors a beta feature, once per process
+            warnings.filterwarnings("ignore", message="Sparse CSR tensor support")
+            sparse = torch.sparse_csr_tensor(
+                matrix.starts, matrix.columns, matrix.values, matrix.shape, check_invariants=False
+            )
+        return torch.sparse.mm(sparse, dense)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Csr], output: Tensor) -> None:
+        ctx.matrix = inputs[1]
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return ctx.matrix.transposed @ gradients[0].contiguous(), None
+
+
+class Hops:
+    """A^k X of a constant graph, each computed once, on first use.
+
+    It is shared by all `Nodes` of the graph and is not part of the nest of tensors: `Nodes` drops it when its tensors
+    are replaced or moved.
+    """
+
+    def __init__(self, features: Tensor, adjacency: Tensor | Csr) -> None:
+        self.adjacency = adjacency
+        self._known = [features.detach()]
+
+    def __call__(self, hops: int) -> Tensor:
+        while len(self._known) <= hops:
+            self._known.append(self.adjacency @ self._known[-1])
+        return self._known[hops]
+
+    def holds(self, features: Tensor, adjacency: Tensor | Csr | None) -> bool:
+        """Whether this is the propagation of these very tensors."""
+        mine, theirs = _leading(self.adjacency), _leading(adjacency)
+        return not features.requires_grad and _same(self._known[0], features) and _same(mine, theirs)
+
+
+def _leading(adjacency: Tensor | Csr | None) -> Tensor | None:
+    return adjacency.values if isinstance(adjacency, Csr) else adjacency
+
+
+def _same(a: Tensor | None, b: Tensor | None) -> bool:
+    if a is None or b is None:
+        return a is b
+    return a.data_ptr() == b.data_ptr() and a.dtype == b.dtype and a.shape == b.shape
+
+
+@dataclass(frozen=True)
+class Nodes:
+    """Points of a graph, as learners read them.
+
+    Attributes:
+        features: X, (n, d), of all nodes of the graph.
+        adjacency: the normalised propagation operator A, (n, n), whose row i weighs what node i receives: None for the
+            identity (no structure), dense (differentiable), or sparse.
+        rows: (m,) int64, the nodes that are meant: learners give one output for each.
+        hops: the cache of A^k X, where the graph is constant.
+    """
+
+    features: Tensor
+    adjacency: Tensor | Csr | None
+    rows: Tensor
+    hops: Hops | None = None
+    # What training on the same nodes would compute at every step, of a constant graph only.
+    _memo: dict[Any, Any] = field(init=False, default_factory=dict, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if self.hops is not None and not self.hops.holds(self.features, self.adjacency):
+            object.__setattr__(self, "hops", None)
+
+    @staticmethod
+    def constant(features: Tensor, adjacency: Tensor | Csr | None) -> Nodes:
+        """All nodes of a graph that will not change, with a cache of its propagated features."""
+        rows = torch.arange(len(features), device=features.device)
+        return Nodes(features, adjacency, rows, None if adjacency is None else Hops(features, adjacency))
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def take(self, index: Tensor) -> Nodes:
+        """Other rows of the same graph: positions among `rows`. Nothing but `rows` is copied."""
+        return replace(self, rows=self.rows[index])
+
+    def at(self, rows: Tensor) -> Nodes:
+        """Other rows of the same graph: ids of nodes."""
+        return replace(self, rows=rows)
+
+    def propagated(self, hops: int) -> Tensor:
+        """A^hops X at the rows, (m, d)."""
+        if self.adjacency is None or hops == 0:
+            return self.features[self.rows]
+        if self.hops is not None:
+            if hops not in self._memo:
+                self._memo[hops] = self.hops(hops)[self.rows]
+            known: Tensor = self._memo[hops]
+            return known
+        inner, pull = self.pull()
+        return pull(inner.propagated(hops - 1))
+
+    def pull(self) -> tuple[Nodes, Callable[[Tensor], Tensor]]:
+        """The nodes whose values the rows receive, and the linear map (k, h) -> (m, h) by which they do.
+
+        So a layer at the rows is computed from the layer before at just these nodes, exactly and without sampling.
+        """
+        if self.adjacency is None:
+            return self, lambda values: values
+        if isinstance(self.adjacency, Csr):
+            if "pull" not in self._memo:
+                weights, sources = self.adjacency.rows(self.rows).compact()
+                self._memo["pull"] = weights, self.at(sources)
+            weights, inner = self._memo["pull"]
+            return inner, lambda values: weights @ values
+        received = self.adjacency[self.rows]
+        return self.at(torch.arange(len(self.features), device=self.rows.device)), lambda values: received @ values
+
+
+def normalised(edge_index: Tensor, weights: Tensor | None, count: int, dtype: torch.dtype = torch.float32) -> Csr:
+    """The propagation operator D^-1/2 (A + I) D^-1/2 of Kipf & Welling (arXiv 1609.02907), sparse.
+
+    A node that has a loop keeps its weight instead of getting one of 1. D counts what a node receives, so a directed
+    graph is normalised by in-degrees on both sides, as PyG's `gcn_norm` does.
+
+    Args:
+        edge_index: (2, edges) int64, sources and targets; repeated edges are added.
+        weights: (edges,) at least 0, or None for ones.
+        count: nodes.
+        dtype: of the result.
+    """
+    source, target = edge_index
+    weights = torch.ones(len(source), dtype=dtype, device=source.device) if weights is None else weights.to(dtype)
+    looped = torch.zeros(count, dtype=torch.bool, device=source.device)
+    looped[source[source == target]] = True
+    bare = (~looped).nonzero().squeeze(1)
+    graph = Csr.from_entries(
+        torch.cat([target, bare]),
+        torch.cat([source, bare]),
+        torch.cat([weights, torch.ones(len(bare), dtype=dtype, device=source.device)]),
+        (count, count),
+    )
+    owners = graph.owners()
+    degree = torch.zeros(count, dtype=dtype, device=source.device).index_add_(0, owners, graph.values)
+    scale = torch.where(degree > 0, degree, torch.inf).rsqrt()
+    return replace(graph, values=scale[owners] * graph.values * scale[graph.columns])
+
+
+def normalised_dense(weights: Tensor) -> Tensor:
+    """The same operator, dense and differentiable, of a symmetric matrix of weights (n, n) with an empty diagonal."""
+    looped = weights + torch.eye(len(weights), dtype=weights.dtype, device=weights.device)
+    scale = looped.sum(1).rsqrt()
+    return scale[:, None] * looped * scale[None, :]

@@ -1,0 +1,196 @@
+"""`evaluate`: train fresh learners on a summary, and beside it on random subsets of equal size and on the full data."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from datastill.backbones.batch import Batch
+from datastill.backbones.training import Protocol
+from datastill.errors import InputError, check_count, unknown_name
+from datastill.loop import Result
+from datastill.modalities.base import Modality, Size, Summary
+from datastill.rng import derive_seed, generator, isolated
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of an evaluation.
+
+    Attributes:
+        data: "summary" (its continuous form), "exported", "random subset" or "full data".
+        learner: what was trained on it.
+        scores: for each metric the score of each seed, in [0, 1].
+        points: of the training data.
+        nbytes: stored bytes of the training data.
+        seconds: of all trainings together.
+    """
+
+    data: str
+    learner: str
+    scores: dict[str, list[float]]
+    points: int
+    nbytes: int
+    seconds: float
+
+    def mean(self, metric: str) -> float:
+        """Mean over seeds."""
+        return statistics.fmean(self.scores[metric])
+
+    def std(self, metric: str) -> float:
+        """Sample standard deviation over seeds; 0 for one seed."""
+        values = self.scores[metric]
+        return statistics.stdev(values) if len(values) > 1 else 0.0
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """All rows of an evaluation, and its main metric."""
+
+    metric: str
+    rows: list[Row]
+
+    def row(self, data: str, learner: str | None = None) -> Row:
+        """The first row of that data (and learner)."""
+        for row in self.rows:
+            if row.data == data and learner in (None, row.learner):
+                return row
+        raise InputError(f"No row {data!r}{'' if learner is None else f' with {learner!r}'} in this evaluation.")
+
+    def gap_closed(self, data: str = "summary", learner: str | None = None, metric: str | None = None) -> float:
+        """(score - random) / (full - random): 0 as good as a random subset, 1 as good as the full data."""
+        metric = metric or self.metric
+        random, full = (self.row(name, learner).mean(metric) for name in ("random subset", "full data"))
+        return (self.row(data, learner).mean(metric) - random) / (full - random)
+
+    def table(self) -> str:
+        """The rows as a text table, scores in percent."""
+        metrics = list(self.rows[0].scores)
+        head = ["data", "learner", *metrics, "points", "bytes", "seconds"]
+        body = [
+            [
+                row.data,
+                row.learner,
+                *(f"{100 * row.mean(metric):.2f} ± {100 * row.std(metric):.2f}" for metric in metrics),
+                f"{row.points:,}",
+                f"{row.nbytes:,}",
+                f"{row.seconds:.1f}",
+            ]
+            for row in self.rows
+        ]
+        return format_table(head, body)
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON-able values, with mean and std of each metric beside the scores."""
+        rows = []
+        for row in self.rows:
+            summary = {name: {"mean": row.mean(name), "std": row.std(name)} for name in row.scores}
+            rows.append({**asdict(row), "summary": summary})
+        return {"metric": self.metric, "rows": rows}
+
+
+def evaluate(
+    data: Result | Summary | Any,
+    modality: Modality | None = None,
+    *,
+    learners: Sequence[str] | None = None,
+    seeds: int = 5,
+    baselines: bool = True,
+    protocol: Protocol | None = None,
+    seed: int = 0,
+    progress: bool = True,
+) -> Evaluation:
+    """Score a summary on the test split by training fresh learners on it.
+
+    Beside it stand random subsets of equal size (another one for each seed) and the full data, trained the same way.
+
+    Args:
+        data: a `Result`, a `Summary`, or a native dataset such as `export` gives.
+        modality: the target dataset; may be left out for a `Result`.
+        learners: learners or kernels to train, for transfer between architectures; None is the modality's evaluator.
+        seeds: trainings of each, at least 1.
+        baselines: whether random subsets and the full data are scored too.
+        protocol: how to train, in place of the modality's own protocol for each learner.
+        seed: of everything random.
+        progress: whether a progress bar is shown on stderr.
+
+    Raises:
+        InputError: for an unknown learner, or if `modality` is needed and missing.
+    """
+    check_count("seeds", seeds)
+    if isinstance(data, Result):
+        modality, data = modality or data.modality, data.summary
+    if modality is None:
+        raise InputError("evaluate() needs modality, the target dataset, unless it is given a Result.")
+    target = modality
+    names = list(learners or [target.evaluator or target.learners[0]])
+    for name in names:
+        if not target.knows(name):
+            raise unknown_name(f"{target.kind} learner", name, (*target.learners, *target.kernels))
+
+    target.check_split("test")
+
+    # Each entry: what it is, its batch for a seed, and its size.
+    sources: list[tuple[str, Callable[[int], Batch], Size]] = []
+    if isinstance(data, Summary):
+        with torch.no_grad():
+            continuous = data().detach().to(target.device)
+        groups = continuous.groups
+        if not data.exact_export:
+            sources.append(("summary", lambda _: continuous, Size(data.num_points, data.nbytes)))
+        data = data.export()
+    else:
+        groups = target.read(data).groups
+    exported = target.read(data)
+    label = "exported" if sources else "summary"
+    sources.append((label, lambda _: exported, target.size(data)))
+    if baselines:
+        counts = torch.bincount(groups.cpu(), minlength=target.num_groups).tolist()
+
+        def random_subset(number: int) -> Any:
+            return target.subset(counts, rng=generator(seed, "subset", number))
+
+        sources.append(
+            ("random subset", lambda number: target.read(random_subset(number)), target.size(random_subset(0)))
+        )
+        sources.append(("full data", lambda _: target.full(), target.full_size()))
+
+    rows = []
+    total = len(sources) * len(names) * seeds
+    with tqdm(total=total, desc="evaluate", disable=not progress, leave=False) as bar:
+        for name in names:
+            for what, batch_of, size in sources:
+                began = time.perf_counter()
+                scores: dict[str, list[float]] = {}
+                for number in range(seeds):
+                    bar.set_postfix_str(f"{name} on {what}", refresh=False)
+                    with isolated(derive_seed(seed, "evaluate", number)):
+                        rng = generator(seed, "evaluate", number)
+                        predictor = target.fit(batch_of(number), name, rng=rng, protocol=protocol)
+                        found = target.score(predictor, "test")
+                    for metric, value in found.items():
+                        scores.setdefault(metric, []).append(value)
+                    bar.update()
+                rows.append(Row(what, name, scores, size.points, size.nbytes, time.perf_counter() - began))
+    return Evaluation(target.metric, rows)
+
+
+def format_table(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
+    """Columns padded to equal width, the first two to the left and the others to the right."""
+    rows = [head, *body]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
+
+    def line(row: Sequence[str]) -> str:
+        cells = [
+            cell.ljust(width) if column < 2 else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths))
+        ]
+        return "  ".join(cells).rstrip()
+
+    return "\n".join([line(head), "  ".join("-" * width for width in widths), *(line(row) for row in body)])

@@ -1,0 +1,334 @@
+"""`distill`: the one outer loop, for every objective and every modality."""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from datastill.checkpoint import Checkpoints
+from datastill.errors import DivergenceError, check_count, require, unknown_name
+from datastill.modalities.base import Modality, Summary
+from datastill.objectives.base import Objective
+from datastill.outer import OptimizerFactory, OuterOptimizer, Rates
+from datastill.rng import derive_seed, generator, isolated
+
+
+@dataclass(frozen=True)
+class Event:
+    """What a callback is told.
+
+    Attributes:
+        kind: "step", "validation" or "end".
+        step: finished steps.
+        steps: of the whole run.
+        record: what is noted of this step: "step", "seconds", and "loss" or "score".
+        summary: the summary as it is now; not to be changed.
+    """
+
+    kind: Literal["step", "validation", "end"]
+    step: int
+    steps: int
+    record: Mapping[str, Any]
+    summary: Summary
+
+
+Callback: TypeAlias = Callable[[Event], None]
+
+
+@dataclass
+class Result:
+    """What `distill` gives back.
+
+    Attributes:
+        summary: with the selected parameters, on the CPU.
+        modality: the target dataset.
+        objective: the objective, as it stands after the last step.
+        seed: of the run.
+        history: a dict for each step ("step", "loss", "seconds") and each validation ("step", "score", "seconds").
+        best_step: after how many steps the selected parameters stood.
+        best_score: their validation score; None if there was no validation.
+        seconds: time spent, over all parts of a resumed run.
+        recipe: the recipe's name, if one was used.
+        learned: what the objective learned beside the summary, such as an inner learning rate.
+    """
+
+    summary: Summary
+    modality: Modality
+    objective: Objective
+    seed: int
+    history: list[dict[str, Any]]
+    best_step: int
+    best_score: float | None
+    seconds: float
+    recipe: str | None = None
+    learned: dict[str, Any] = field(default_factory=dict)
+
+    def export(self) -> Any:
+        """The summary as the native dataset of its modality."""
+        return self.summary.export()
+
+
+def distill(
+    modality: Modality,
+    summary: Summary,
+    objective: Objective,
+    *,
+    steps: int,
+    optimizer: str | OptimizerFactory = "adam",
+    lr: Rates = 1e-2,
+    momentum: float | None = None,
+    schedule: Literal["constant", "cosine"] = "constant",
+    alternate: Mapping[str, int] | None = None,
+    clip: float | None = None,
+    seed: int = 0,
+    validate_every: int | None = None,
+    validator: str | None = None,
+    validation_seeds: int = 1,
+    select_on: Literal["summary", "export"] = "summary",
+    callbacks: Sequence[Callback] = (),
+    checkpoint_dir: str | Path | None = None,
+    checkpoint_every: int | None = None,
+    device: str | torch.device | None = None,
+    progress: bool = True,
+) -> Result:
+    """Optimise `summary` (in place) so that it stands for the modality's target dataset.
+
+    The summary that is best on the validation split is kept, the initial one included. Everything random follows from `seed`;
+    the caller's global random state is untouched. With `checkpoint_dir` a run that was killed goes on where it was when called
+    again with the same arguments, and ends bit-for-bit as if it had not been.
+
+    Args:
+        modality: the target dataset.
+        summary: what is optimised; it holds the selected parameters afterwards, on the CPU.
+        objective: the outer loss.
+        steps: outer steps, at least 1.
+        optimizer: "adam", "adamw", "sgd", or a function of PyTorch parameter groups.
+        lr: outer learning rate, or one for each role of `summary.parameter_groups()` and `objective.learnables()`.
+        momentum: of "sgd" (default 0), or the first beta of the others.
+        schedule: of the learning rate: "constant" or "cosine".
+        alternate: roles that take turns, with the steps of each turn, as in GCond: `{"adjacency": 10, "features": 40}`.
+        clip: largest gradient norm of a role.
+        seed: of everything random in the run.
+        validate_every: steps between validations; None is a tenth of the run, 0 is never (the last summary is kept).
+        validator: learner or kernel that is trained for validation; None takes the modality's evaluator.
+        validation_seeds: trainings a validation, averaged; the same seeds at every validation.
+        select_on: whether validation trains on the summary itself or on what `export` makes of it.
+        callbacks: called with an `Event` after each step, each validation, and at the end.
+        checkpoint_dir: where checkpoints are kept, and found when the run is resumed.
+        checkpoint_every: steps between checkpoints; None is a tenth of the run.
+        device: where to compute; None is where the modality is.
+        progress: whether a progress bar is shown on stderr.
+
+    Raises:
+        InputError: for an argument that is not allowed, before work starts.
+        DivergenceError: if the loss, a gradient or a parameter is not finite; the summary keeps its last good values.
+    """
+    check_count("steps", steps)
+    check_count("validation_seeds", validation_seeds)
+    require(
+        validate_every is None or (isinstance(validate_every, int) and validate_every >= 0),
+        f"validate_every must be None, 0 or a positive integer, got {validate_every!r}.",
+    )
+    require(select_on in ("summary", "export"), f"select_on must be 'summary' or 'export', got {select_on!r}.")
+    if validator is not None and not modality.knows(validator):
+        raise unknown_name(f"{modality.kind} learner", validator, (*modality.learners, *modality.kernels))
+    if validate_every != 0:
+        modality.check_split("validation")
+    every = max(1, steps // 10) if validate_every is None else validate_every
+    modality.to(device)
+    summary.to(modality.device)
+    folder = None if checkpoint_dir is None else Path(checkpoint_dir)
+    with isolated(derive_seed(seed, "start")):
+        objective.start(modality, summary, seed=derive_seed(seed, "objective"), workdir=folder)
+    groups = {**summary.parameter_groups(), **{name: [value] for name, value in objective.learnables().items()}}
+    outer = OuterOptimizer(
+        groups,
+        optimizer=optimizer,
+        lr=lr,
+        momentum=momentum,
+        schedule=schedule,
+        alternate=alternate,
+        clip=clip,
+        steps=steps,
+    )
+    run = _Run(modality, summary, objective, outer, seed, steps, validator, validation_seeds, select_on, callbacks)
+    checkpoints = None
+    if folder is not None:
+        identity = {
+            "objective": objective.name,
+            "settings": repr(sorted(objective.config().items())),
+            "summary": {name: list(value.shape) for name, value in summary.state_dict().items()},
+            "target": modality.fingerprint(),
+            "optimizer": repr((type(outer.optimizer).__name__, outer.rates, momentum, schedule, outer.alternate, clip)),
+            "validation": repr((every, validator, validation_seeds, select_on)),
+            "seed": seed,
+            "steps": steps,
+        }
+        checkpoints = Checkpoints(folder, identity)
+        state = checkpoints.newest()
+        if state is not None:
+            run.load_state_dict(state)
+    checkpoint_every = checkpoint_every or max(1, steps // 10)
+    run.go(every, checkpoints, check_count("checkpoint_every", checkpoint_every), progress)
+    summary.to("cpu")
+    return Result(
+        summary,
+        modality,
+        objective,
+        seed,
+        run.history,
+        run.best_step,
+        run.best_score,
+        run.seconds,
+        learned=objective.learned(),
+    )
+
+
+class _Run:
+    """The state of one run, and its step."""
+
+    def __init__(
+        self,
+        modality: Modality,
+        summary: Summary,
+        objective: Objective,
+        outer: OuterOptimizer,
+        seed: int,
+        steps: int,
+        validator: str | None,
+        validation_seeds: int,
+        select_on: str,
+        callbacks: Sequence[Callback],
+    ) -> None:
+        self.modality, self.summary, self.objective, self.outer = modality, summary, objective, outer
+        self.seed, self.steps, self.callbacks = seed, steps, callbacks
+        self.validator, self.validation_seeds, self.select_on = validator, validation_seeds, select_on
+        self.step = 0
+        self.seconds = 0.0
+        self.history: list[dict[str, Any]] = []
+        self.best_step = 0
+        self.best_score: float | None = None
+        self.best: dict[str, Tensor] | None = None
+
+    def go(self, every: int, checkpoints: Checkpoints | None, checkpoint_every: int, progress: bool) -> None:
+        began = time.perf_counter() - self.seconds
+        bar = tqdm(total=self.steps, initial=self.step, desc=self.objective.name, disable=not progress, leave=False)
+        shown: dict[str, str] = {}
+        with bar:
+            if every and self.step == 0 and self.best_score is None:
+                self._validate(began)
+            while self.step < self.steps:
+                loss = self._one_step(began)
+                shown["loss"] = f"{loss:.4g}"
+                if every and (self.step % every == 0 or self.step == self.steps):
+                    shown[self.modality.metric] = f"{self._validate(began):.4f}"
+                bar.set_postfix(shown, refresh=False)
+                bar.update()
+                self.seconds = time.perf_counter() - began
+                due = self.step % checkpoint_every == 0 or self.step == self.steps
+                if checkpoints is not None and due:
+                    checkpoints.save(self.step, self.state_dict())
+        if self.best is not None:
+            self.summary.load_state_dict(self.best)
+        else:
+            self.best_step = self.step
+        self._tell("end", {"step": self.step, "seconds": self.seconds})
+
+    def _one_step(self, began: float) -> float:
+        self.outer.zero_grad()
+        with isolated(derive_seed(self.seed, "global", self.step)):
+            try:
+                loss = self.objective.loss(generator(self.seed, "loss", self.step))
+                penalty = self.summary.penalty()
+                loss = loss if penalty is None else loss + penalty
+            except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
+                raise self._divergence(f"a matrix that should be positive definite ({error})") from error
+            value = float(loss.detach())
+            if not math.isfinite(value):
+                raise self._divergence("loss")
+            loss.backward()
+            self._check_gradients()
+            before = [parameter.detach().clone() for parameter in self.outer.parameters]
+            self.outer.step(self.step)
+            self.summary.project_()
+            if not all(bool(parameter.isfinite().all()) for parameter in self.outer.parameters):
+                with torch.no_grad():
+                    for parameter, good in zip(self.outer.parameters, before):
+                        parameter.copy_(good)
+                raise self._divergence("parameters")
+            self.objective.after_step(generator(self.seed, "after", self.step))
+        self.step += 1
+        self._note("step", {"step": self.step, "loss": value}, began)
+        return value
+
+    def _check_gradients(self) -> None:
+        for name, parameters in self.outer.groups.items():
+            for parameter in parameters:
+                if parameter.grad is not None and not bool(parameter.grad.isfinite().all()):
+                    raise self._divergence(f"gradient of {name}")
+
+    def _divergence(self, cause: str) -> DivergenceError:
+        return DivergenceError(
+            f"Step {self.step} of {self.objective.name} met NaN or infinity in: {cause}. The summary holds its last good "
+            "values; try a smaller lr, or a larger ridge or smaller inner_lr where the objective has one.",
+            step=self.step,
+            cause=cause,
+        )
+
+    def _validate(self, began: float) -> float:
+        with torch.no_grad():
+            batch = self.modality.read(self.summary.export()) if self.select_on == "export" else self.summary().detach()
+        scores = []
+        for number in range(self.validation_seeds):
+            with isolated(derive_seed(self.seed, "validation", number)):
+                rng = generator(self.seed, "validation", number)
+                predictor = self.modality.fit(batch, self.validator, rng=rng)
+                scores.append(self.modality.score(predictor, "validation")[self.modality.metric])
+        score = sum(scores) / len(scores)
+        if self.best_score is None or score > self.best_score:
+            self.best_score, self.best_step = score, self.step
+            self.best = copy.deepcopy(self.summary.state_dict())
+        self._note("validation", {"step": self.step, "score": score}, began)
+        return score
+
+    def _note(self, kind: Literal["step", "validation"], record: dict[str, Any], began: float) -> None:
+        record["seconds"] = round(time.perf_counter() - began, 3)
+        self.history.append(record)
+        self._tell(kind, record)
+
+    def _tell(self, kind: Literal["step", "validation", "end"], record: Mapping[str, Any]) -> None:
+        event = Event(kind, self.step, self.steps, record, self.summary)
+        for callback in self.callbacks:
+            callback(event)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "step": self.step,
+            "seconds": self.seconds,
+            "history": self.history,
+            "summary": dict(self.summary.state_dict()),
+            "optimizer": self.outer.optimizer.state_dict(),
+            "objective": self.objective.state_dict(),
+            "learnables": {name: value.detach() for name, value in self.objective.learnables().items()},
+            "best": {"step": self.best_step, "score": self.best_score, "summary": self.best},
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.step, self.seconds, self.history = state["step"], state["seconds"], state["history"]
+        self.summary.load_state_dict(state["summary"])
+        self.objective.load_state_dict(state["objective"])
+        with torch.no_grad():
+            for name, value in self.objective.learnables().items():
+                value.copy_(state["learnables"][name])
+        self.outer.optimizer.load_state_dict(state["optimizer"])
+        best = state["best"]
+        self.best_step, self.best_score, self.best = best["step"], best["score"], best["summary"]

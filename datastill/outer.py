@@ -1,0 +1,118 @@
+"""The outer optimiser of a run: parameter groups by role, their learning rates, and which of them move at which step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeAlias
+
+import torch
+from torch import nn
+
+from datastill.errors import check_count, require, unknown_name
+
+OptimizerFactory: TypeAlias = Callable[[list[dict[str, Any]]], torch.optim.Optimizer]
+Rates: TypeAlias = float | Mapping[str, float]
+
+_OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
+    "adam": torch.optim.Adam,
+    "adamw": torch.optim.AdamW,
+    "sgd": torch.optim.SGD,
+}
+
+
+class OuterOptimizer:
+    """An optimiser over named groups of parameters.
+
+    Args:
+        groups: parameters by role.
+        optimizer: "adam", "adamw", "sgd", or a function of PyTorch parameter groups (dicts with "params", "lr", "name").
+        lr: one learning rate, or one for each role.
+        momentum: of "sgd"; the first beta of the others if given.
+        schedule: "constant", or "cosine" to zero at the last step.
+        alternate: roles to numbers of steps: they take turns in this order, for so many steps each; other roles always move.
+        clip: largest norm of each role's gradient, or None.
+        steps: of the whole run, for the schedule.
+    """
+
+    def __init__(
+        self,
+        groups: Mapping[str, Iterable[nn.Parameter]],
+        *,
+        optimizer: str | OptimizerFactory,
+        lr: Rates,
+        momentum: float | None,
+        schedule: str,
+        alternate: Mapping[str, int] | None,
+        clip: float | None,
+        steps: int,
+    ) -> None:
+        self.groups = {name: list(parameters) for name, parameters in groups.items()}
+        self.groups = {name: parameters for name, parameters in self.groups.items() if parameters}
+        self.rates = _resolve_rates(lr, list(self.groups))
+        if schedule not in ("constant", "cosine"):
+            raise unknown_name("schedule", schedule, ("constant", "cosine"))
+        require(clip is None or clip > 0, f"clip must be positive or None, got {clip!r}.")
+        for name, turns in (alternate or {}).items():
+            if name not in self.groups:
+                raise unknown_name("parameter group in alternate", name, self.groups)
+            check_count(f"alternate[{name!r}]", turns)
+        self.schedule, self.alternate, self.clip, self.steps = schedule, dict(alternate or {}), clip, steps
+        described = [{"params": p, "lr": self.rates[n], "name": n} for n, p in self.groups.items()]
+        if callable(optimizer):
+            self.optimizer = optimizer(described)
+        elif optimizer not in _OPTIMIZERS:
+            raise unknown_name("optimizer", optimizer, _OPTIMIZERS)
+        elif optimizer == "sgd":
+            self.optimizer = torch.optim.SGD(described, momentum=momentum or 0.0)
+        else:
+            betas = (0.9 if momentum is None else momentum, 0.999)
+            self.optimizer = _OPTIMIZERS[optimizer](described, betas=betas)
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """All parameters, in the order of the groups."""
+        return [parameter for parameters in self.groups.values() for parameter in parameters]
+
+    def zero_grad(self) -> None:
+        """Forget the gradients."""
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def step(self, step: int) -> None:
+        """Step number `step` (0-based)."""
+        moving = self._moving(step)
+        factor = 0.5 * (1 + math.cos(math.pi * step / self.steps)) if self.schedule == "cosine" else 1.0
+        for described in self.optimizer.param_groups:
+            described["lr"] = self.rates[described["name"]] * factor
+        for name, parameters in self.groups.items():
+            if name not in moving:
+                for parameter in parameters:
+                    parameter.grad = None  # a zero gradient would still move it by momentum
+            elif self.clip is not None:
+                nn.utils.clip_grad_norm_(parameters, self.clip)
+        self.optimizer.step()
+
+    def _moving(self, step: int) -> set[str]:
+        if not self.alternate:
+            return set(self.groups)
+        position = step % sum(self.alternate.values())
+        for name, turns in self.alternate.items():
+            if position < turns:
+                return set(self.groups) - set(self.alternate) | {name}
+            position -= turns
+        raise AssertionError("unreachable: position is below the sum of turns")
+
+
+def _resolve_rates(lr: Rates, names: list[str]) -> dict[str, float]:
+    if isinstance(lr, Mapping):
+        for name in lr:
+            if name not in names:
+                raise unknown_name("parameter group in lr", name, names)
+        missing = [name for name in names if name not in lr]
+        require(not missing, f"lr needs a rate for each parameter group; {', '.join(missing)} has none.")
+        rates = {name: float(lr[name]) for name in names}
+    else:
+        rates = dict.fromkeys(names, float(lr))
+    for name, rate in rates.items():
+        require(rate >= 0 and math.isfinite(rate), f"lr of {name} must be at least 0 and finite, got {rate!r}.")
+    return rates

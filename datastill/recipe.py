@@ -1,0 +1,121 @@
+"""`Recipe`: a published or house method as plain data: summary x objective x learner x hyper-parameters, no code of its own."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from datastill import registry
+from datastill.errors import InputError, unknown_name
+from datastill.objectives.base import Objective
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One way to distil.
+
+    Attributes:
+        name: by which `recipes` knows it.
+        title: what it is, in a few words.
+        paper: where it was published; "" for a recipe of this library.
+        modalities: the kinds of data it is for; the first is the one it was made for.
+        objective: name of the objective.
+        settings: the objective's hyper-parameters.
+        summary: options of `modality.summary`, such as "init".
+        steps: outer steps.
+        optimizer: "adam", "adamw" or "sgd".
+        lr: outer learning rate, or one for each parameter group.
+        momentum: of the outer optimiser.
+        schedule: of the outer learning rate.
+        alternate: parameter groups that take turns.
+        clip: largest gradient norm.
+        validate_every: steps between validations; None is a tenth of the run.
+        validator: learner or kernel that validates; None is the modality's evaluator.
+        validation_seeds: trainings a validation.
+        select_on: "summary" or "export".
+        overrides: other values of any of these fields, by kind of data.
+    """
+
+    name: str
+    title: str
+    paper: str
+    modalities: tuple[str, ...]
+    objective: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    summary: Mapping[str, Any] = field(default_factory=dict)
+    steps: int = 200
+    optimizer: str = "adam"
+    lr: float | Mapping[str, float] = 0.01
+    momentum: float | None = None
+    schedule: Literal["constant", "cosine"] = "constant"
+    alternate: Mapping[str, int] | None = None
+    clip: float | None = None
+    validate_every: int | None = None
+    validator: str | None = None
+    validation_seeds: int = 1
+    select_on: Literal["summary", "export"] = "summary"
+    overrides: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    def on(self, kind: str) -> Recipe:
+        """This recipe as it is for `kind` of data.
+
+        Raises:
+            InputError: if the recipe is not for that kind.
+        """
+        if kind not in self.modalities:
+            raise InputError(
+                f"Recipe {self.name!r} is for {', '.join(self.modalities)} data, not for {kind}; "
+                "`datastill recipes` lists the others."
+            )
+        changed = dict(self.overrides.get(kind, {}))
+        for merged in ("settings", "summary"):  # an override changes the options it names and leaves the others
+            if merged in changed:
+                changed[merged] = {**getattr(self, merged), **changed[merged]}
+        return dataclasses.replace(self, **changed, overrides={})
+
+    def make_objective(self) -> Objective:
+        """The objective with this recipe's settings."""
+        made: Objective = registry.find("objectives", self.objective)(**self.settings)
+        return made
+
+    def loop_options(self) -> dict[str, Any]:
+        """The arguments of `distill` that the recipe decides."""
+        outer = ("steps", "optimizer", "lr", "momentum", "schedule", "alternate", "clip")
+        selection = ("validate_every", "validator", "validation_seeds", "select_on")
+        return {name: getattr(self, name) for name in outer + selection}
+
+
+class RecipeBook(Mapping[str, Recipe]):
+    """All recipes by name. An unknown name raises `InputError` with the nearest one suggested."""
+
+    def __init__(self, entries: list[Recipe], defaults: Mapping[str, str]) -> None:
+        self._entries = {entry.name: entry for entry in entries}
+        self.defaults = dict(defaults)
+
+    def __getitem__(self, name: str) -> Recipe:
+        if name not in self._entries:
+            raise unknown_name("recipe", name, self._entries)
+        return self._entries[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._entries
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def default(self, kind: str) -> Recipe:
+        """The recipe that `condense_*` uses for `kind` of data when none is named."""
+        return self[self.defaults[kind]].on(kind)
+
+    def table(self) -> str:
+        """All recipes as a text table."""
+        rows = [("recipe", "for", "objective", "what it is", "paper")]
+        rows += [(r.name, ", ".join(r.modalities), r.objective, r.title, r.paper or "-") for r in self.values()]
+        widths = [max(len(row[column]) for row in rows) for column in range(5)]
+        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
+        return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])

@@ -1,0 +1,4 @@
+"""`datastill.modalities`: see `base.py` for the contract; every other file is one implementation."""
+
+if __name__ != "datastill.modalities":  # a second copy of every class would break isinstance checks
+    raise ImportError("import datastill.modalities, not modalities")

@@ -1,0 +1,286 @@
+"""The contract of data: `Modality` (one kind of data, seen through its target dataset) and `Summary` (what is synthesised).
+
+Objectives see data through this file only. A new kind of data is one new file beside it that passes
+`datastill.checks.check_modality`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, Self, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from datastill.backbones.base import Kernel, Learner, Predictor
+from datastill.backbones.batch import Batch
+from datastill.backbones.infinite import InfiniteReLU
+from datastill.backbones.training import Protocol, train
+from datastill.errors import InputError, require, unknown_name
+from datastill.rng import fork, isolated
+
+__all__ = ["Batch", "Modality", "Size", "Split", "Summary"]
+
+Split: TypeAlias = Literal["validation", "test"]
+
+
+@dataclass(frozen=True)
+class Size:
+    """Both budgets of the survey: how many points, and how many bytes they take when stored."""
+
+    points: int
+    nbytes: int
+
+
+class Summary(nn.Module, ABC):
+    """D_syn: a tiny dataset whose free parameters are optimised.
+
+    `forward` gives it as a batch, differentiable in every parameter. A stochastic summary draws a reparameterised sample
+    from `rng`; without `rng` it gives its mean.
+    """
+
+    exact_export: ClassVar[bool] = True
+    """Whether `modality.read(summary.export())` equals `summary()`, up to the rounding of the dataset's number type.
+
+    If not, evaluation reports both."""
+
+    @abstractmethod
+    def forward(self, rng: torch.Generator | None = None) -> Batch:
+        """All points, in a fixed order of groups."""
+
+    @abstractmethod
+    def export(self) -> Any:
+        """The summary as the dataset type that users of this modality hold: detached, discrete, in the input's scale."""
+
+    def project_(self) -> None:
+        """Put the parameters back into their allowed set, in place. Called after every step. Default: nothing."""
+
+    def penalty(self) -> Tensor | None:
+        """A prior on the parameters (sparsity, cardinality ...), added to any objective's loss. Default: none."""
+        return None
+
+    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+        """Trainable parameters by role (for example "features", "adjacency"), so that each can have its own learning rate."""
+        return {"points": [parameter for parameter in self.parameters() if parameter.requires_grad]}
+
+    @property
+    @abstractmethod
+    def num_points(self) -> int:
+        """How many synthetic points: images, sentences, nodes, users."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the parameters and buffers, which is what storing the summary itself takes."""
+        return sum(tensor.numel() * tensor.element_size() for tensor in self.state_dict().values())
+
+
+class Modality(ABC):
+    """One kind of data, seen through its target dataset D.
+
+    It holds the training points and held-out splits, and knows how learners read, train on and are scored on them. All its
+    randomness comes from generators that the caller passes.
+    """
+
+    kind: ClassVar[str]
+    """The modality's name, for example "image"."""
+    metric: ClassVar[str] = "accuracy"
+    """The key of `score` by which summaries are selected; higher is better."""
+    learners: ClassVar[tuple[str, ...]]
+    """Names that `learner` accepts; the first is the default."""
+    kernels: ClassVar[tuple[str, ...]] = ("ntk", "nngp")
+    """Names that `kernel` accepts; `fit` accepts them beside the learners'."""
+    evaluator: ClassVar[str | None] = None
+    """The learner or kernel that evaluation trains by default; None is the first of `learners`."""
+    ridges: ClassVar[tuple[float, ...]] = (1e-6, 1e-4, 1e-2, 1e-1, 1.0)
+    """Ridges that `fit` tries for a kernel; the best on the validation split is kept."""
+
+    device: torch.device = torch.device("cpu")
+    dtype: torch.dtype = torch.float32
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Self:
+        """Hand out batches and learners on `device` and in `dtype` from now on. Returns self."""
+        self.device = torch.device(device) if device is not None else self.device
+        self.dtype = dtype or self.dtype
+        return self
+
+    # --- the target dataset -------------------------------------------------------------------------------------------
+
+    @property
+    @abstractmethod
+    def group_sizes(self) -> list[int]:
+        """Training points of each group; a single number where data have no classes."""
+
+    @property
+    def num_groups(self) -> int:
+        """How many groups there are."""
+        return len(self.group_sizes)
+
+    @abstractmethod
+    def draw(self, size: int | None, groups: Sequence[int], rng: torch.Generator | None) -> Batch:
+        """What `real` does, on the CPU and in the modality's own precision. `rng` is None only if `size` is."""
+
+    def real(
+        self, size: int | None = None, *, groups: Sequence[int] | None = None, rng: torch.Generator | None = None
+    ) -> Batch:
+        """Training points of the target dataset.
+
+        Args:
+            size: points of each group, drawn without replacement (all, where a group has fewer); None takes every point.
+            groups: which groups, in this order; None takes all of them.
+            rng: needed if `size` is given.
+        """
+        require(size is None or rng is not None, "real() needs rng, a torch.Generator, when size is given.")
+        return self.draw(size, range(self.num_groups) if groups is None else groups, rng).to(self.device, self.dtype)
+
+    def full(self) -> Batch:
+        """What "full data" means as a baseline of evaluation: all of `real`, unless `real` adds points that users lack."""
+        return self.real()
+
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """A sha256 hex digest of the target dataset, by which an artifact names what it was distilled from."""
+
+    # --- learners and kernels -----------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def build(self, name: str) -> Learner:
+        """A learner called `name`, one of `learners`, initialised from the global generator."""
+
+    def knows(self, name: str) -> bool:
+        """Whether `fit` can train what is called `name`. A modality may know more names than it lists, with options in them."""
+        return name in self.learners or name in self.kernels
+
+    def learner(self, name: str | None = None, *, rng: torch.Generator) -> Learner:
+        """A fresh draw from P_theta, in eval mode; `rng` decides its initial parameters."""
+        name = name or self.learners[0]
+        if name in self.kernels or not self.knows(name):
+            raise unknown_name(f"{self.kind} learner", name, self.learners)
+        with isolated(fork(rng)):
+            return self.build(name).to(self.device, self.dtype).eval()
+
+    def kernel(self, name: str = "ntk", *, depth: int = 1) -> Kernel:
+        """The infinite-width learner of `depth` hidden layers on this modality's inputs."""
+        if name not in self.kernels:
+            raise unknown_name(f"{self.kind} kernel", name, self.kernels)
+        return self.over_inputs(InfiniteReLU(depth, "nngp" if name == "nngp" else "ntk"))
+
+    @abstractmethod
+    def over_inputs(self, kernel: Kernel) -> Kernel:
+        """`kernel`, which compares vectors, as a kernel of this modality's inputs (flatten, pool, propagate ...)."""
+
+    @abstractmethod
+    def loss(self, outputs: Tensor, targets: Any) -> Tensor:
+        """Mean training loss of outputs (n, c), a scalar, twice differentiable."""
+
+    @abstractmethod
+    def encode(self, targets: Any) -> Tensor:
+        """Targets as real vectors (n, c) for ridge regression, differentiable where targets are learned."""
+
+    def ridge_loss(self, predictions: Tensor, targets: Any) -> Tensor:
+        """Loss of a kernel machine's predictions (n, c) on real targets; half the mean squared error unless overridden."""
+        return 0.5 * (predictions - self.encode(targets)).square().mean()
+
+    def augment(self, batch: Batch, seed: int) -> Batch:
+        """Differentiable augmentation; equal seeds apply equal transformations to any two batches (siamese). Default: none."""
+        return batch
+
+    def augment_each(self, batch: Batch, seed: int) -> Batch:
+        """Augmentation for ordinary training, where every point may get a transformation of its own. Default: `augment`."""
+        return self.augment(batch, seed)
+
+    # --- training and scores ------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def protocol(self, learner: str) -> Protocol:
+        """How evaluation trains the learner of that name."""
+
+    def fit(
+        self, batch: Batch, learner: str | None = None, *, rng: torch.Generator, protocol: Protocol | None = None
+    ) -> Predictor:
+        """Train a fresh learner, or a kernel, on `batch` as evaluation does.
+
+        Args:
+            batch: training points, real or synthetic.
+            learner: one of `learners` or `kernels`; None takes the default of evaluation.
+            rng: of initialisation, shuffling and dropout.
+            protocol: in place of `self.protocol(learner)`; unused by kernels.
+        """
+        name = learner or self.evaluator or self.learners[0]
+        if name in self.kernels:
+            return self.fit_kernel(batch, self.kernel(name))
+        model = self.learner(name, rng=rng)
+        return train(
+            model,
+            batch,
+            loss=self.loss,
+            protocol=protocol or self.protocol(name),
+            seed=fork(rng),
+            augment=self.augment_each,
+            validate=lambda predictor: self.score(predictor, "validation")[self.metric],
+        )
+
+    @torch.no_grad()
+    def fit_kernel(self, batch: Batch, kernel: Kernel) -> Predictor:
+        """Ridge regression with the ridge of `ridges` that is best on the validation split."""
+        targets = self.encode(batch.targets)
+        machines = [kernel.fit(batch.inputs, targets, ridge) for ridge in self.ridges]
+        return max(machines, key=lambda machine: self.score(machine, "validation")[self.metric])
+
+    @abstractmethod
+    def score(self, predictor: Predictor, split: Split) -> dict[str, float]:
+        """Metrics of a trained predictor on held-out real data, each in [0, 1]; `metric` is among the keys."""
+
+    def check_split(self, split: Split) -> None:
+        """Raise `InputError` if there is nothing to `score` on in that split. Default: there always is."""
+        return
+
+    # --- summaries and native datasets --------------------------------------------------------------------------------
+
+    def allocate(self, points: int) -> list[int]:
+        """Points of each group for a budget of `points` in all: equal shares, the first groups taking the rest."""
+        if points < self.num_groups:
+            raise InputError(
+                f"A budget of {points} points is below one point for each of the {self.num_groups} groups; "
+                f"ask for at least {self.num_groups}."
+            )
+        share, rest = divmod(points, self.num_groups)
+        return [share + (group < rest) for group in range(self.num_groups)]
+
+    @abstractmethod
+    def summary(self, counts: Sequence[int], *, rng: torch.Generator, init: str = "real", **options: Any) -> Summary:
+        """A summary with `counts[g]` points of each group, in group order.
+
+        Args:
+            counts: points of each group, as `allocate` gives them.
+            rng: of the initial values.
+            init: "real" (random real points), "noise", or a further name that the modality documents.
+            options: the modality's own parametrisations.
+        """
+
+    @abstractmethod
+    def read(self, dataset: Any) -> Batch:
+        """A native dataset (what `export` or `subset` gives) as training points, on `device`."""
+
+    @abstractmethod
+    def subset(self, counts: Sequence[int], *, rng: torch.Generator) -> Any:
+        """Random real training points, `counts[g]` of each group, as a native dataset: the baseline of equal size."""
+
+    @abstractmethod
+    def size(self, dataset: Any) -> Size:
+        """Points and stored bytes of a native dataset."""
+
+    @abstractmethod
+    def full_size(self) -> Size:
+        """Points and stored bytes of the training part of the target dataset, in its usual form."""
+
+    @staticmethod
+    @abstractmethod
+    def pack(dataset: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """A native dataset as named tensors and a JSON-able dict, from which `unpack` rebuilds it without the modality."""
+
+    @staticmethod
+    @abstractmethod
+    def unpack(tensors: dict[str, Tensor], meta: dict[str, Any]) -> Any:
+        """The inverse of `pack`."""

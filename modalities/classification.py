@@ -1,0 +1,49 @@
+"""What image, text and graph have in common: points with a class, scored by accuracy."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from datastill.backbones.base import Predictor
+from datastill.modalities.base import Batch, Modality, Split
+
+
+class ClassificationModality(Modality):
+    """A modality whose targets are class ids (n,) or class distributions (n, classes)."""
+
+    @property
+    def num_classes(self) -> int:
+        """Classes, which are the groups."""
+        return self.num_groups
+
+    @abstractmethod
+    def held_out(self, split: Split) -> Iterable[Batch]:
+        """Batches of the real points of a held-out split, on `device` and in `dtype`."""
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Mean cross-entropy; targets may be distributions."""
+        return F.cross_entropy(outputs, targets)
+
+    def encode(self, targets: Tensor) -> Tensor:
+        """One-hot vectors (or the distributions themselves) minus 1/classes, as in KIP (arXiv 2107.13034)."""
+        if not targets.is_floating_point():
+            targets = F.one_hot(targets, self.num_classes).to(self.dtype)
+        return targets - 1.0 / self.num_classes
+
+    def check_split(self, split: Split) -> None:
+        for _ in self.held_out(split):
+            return
+
+    @torch.no_grad()
+    def score(self, predictor: Predictor, split: Split) -> dict[str, float]:
+        """Accuracy on the held-out split, in [0, 1]."""
+        right = total = 0
+        for batch in self.held_out(split):
+            right += int((predictor(batch.inputs).argmax(1) == batch.targets).sum())
+            total += len(batch)
+        return {"accuracy": right / total}

@@ -1,0 +1,87 @@
+"""The contract of objectives: an outer loss that measures how far a summary is from its target dataset.
+
+An objective names no modality. It sees data through `Modality` and `Summary` only, and learners through `Learner` and `Kernel`.
+A new one is one new file beside this that passes `datastill.checks.check_objective`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from datastill.modalities.base import Modality, Summary
+
+
+class Objective(ABC):
+    """How far is the summary from its target dataset?
+
+    A subclass is a dataclass of hyper-parameters, which its constructor only stores; `start` creates what a run needs. All its
+    randomness comes from the generators it is given, and all that it carries from one step to the next is in `state_dict`.
+    """
+
+    name: ClassVar[str]
+
+    modality: Modality
+    summary: Summary
+
+    def start(self, modality: Modality, summary: Summary, *, seed: int = 0, workdir: Path | None = None) -> None:
+        """Bind the objective to its data, once, before the first step.
+
+        Args:
+            modality: the target dataset.
+            summary: what is optimised, on the modality's device.
+            seed: of whatever is prepared before the first step.
+            workdir: where large things may be kept between the steps and over a restart; None keeps them in memory.
+        """
+        self.modality = modality
+        self.summary = summary
+
+    @abstractmethod
+    def loss(self, rng: torch.Generator) -> Tensor:
+        """The outer loss at this step, a scalar, differentiable in the summary's parameters and in `learnables`."""
+
+    def after_step(self, rng: torch.Generator) -> None:
+        """Called when the summary has been stepped and projected. Default: nothing."""
+
+    def learnables(self) -> dict[str, nn.Parameter]:
+        """Parameters of the objective itself that are optimised along with the summary, such as an inner learning rate."""
+        return {}
+
+    def learned(self) -> dict[str, Any]:
+        """What a user of the summary should know of `learnables`, as JSON-able values. Default: nothing."""
+        return {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that must be restored to go on as if never stopped: nested dicts and lists of tensors, numbers, strings, None."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over a state that `state_dict` gave; called after `start`."""
+
+    def config(self) -> dict[str, Any]:
+        """The hyper-parameters by name."""
+        if not dataclasses.is_dataclass(self):
+            return {}
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.init}
+
+
+class RealBatches:
+    """Real batches of fixed size, or all points drawn just once when the size is None."""
+
+    def __init__(self, draw: Callable[..., Any], size: int | None) -> None:
+        self.draw = draw
+        self.size = size
+        self._all: Any = None
+
+    def __call__(self, rng: torch.Generator) -> Any:
+        if self.size is not None:
+            return self.draw(self.size, rng=rng)
+        if self._all is None:
+            self._all = self.draw()
+        return self._all

@@ -1,0 +1,52 @@
+"""Pieces that objectives with an inner training loop share: mini-batch order, positive learning rates, augmentation."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from datastill.backbones.batch import Batch
+from datastill.modalities.base import Modality
+from datastill.rng import fork
+
+
+def shuffled_picks(points: int, size: int | None, steps: int, rng: torch.Generator) -> list[Tensor | None]:
+    """Mini-batch positions for each step, by shuffled passes over `points`; None where a batch holds all of them."""
+    if size is None or size >= points:
+        return [None] * steps
+    picks: list[Tensor | None] = []
+    order = torch.empty(0, dtype=torch.int64)
+    for _ in range(steps):
+        if len(order) < size:
+            order = torch.randperm(points, generator=rng)
+        picks.append(order[:size])
+        order = order[size:]
+    return picks
+
+
+def step_augmentation(modality: Modality, steps: int, rng: torch.Generator) -> Callable[[Batch, int], Batch]:
+    """The modality's augmentation with one seed for each inner step, so that a reverse pass replays it."""
+    seeds = [fork(rng) % 2**31 for _ in range(steps)]
+    return lambda batch, step: modality.augment(batch, seeds[step])
+
+
+class PositiveRates(nn.Module):
+    """Learning rates kept positive by a softplus, so that they can be learned freely.
+
+    Args:
+        start: the initial rate, above 0.
+        count: how many rates.
+        learn: whether they require gradients.
+    """
+
+    def __init__(self, start: float, count: int, learn: bool) -> None:
+        super().__init__()
+        self.raw = nn.Parameter(torch.full((count,), math.log(math.expm1(start))), requires_grad=learn)
+
+    def forward(self) -> Tensor:
+        """The rates, (count,)."""
+        return F.softplus(self.raw)

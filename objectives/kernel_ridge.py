@@ -1,0 +1,76 @@
+"""Kernel ridge regression: train on the summary in closed form, and ask how well the result fits the target dataset.
+
+KIP: Nguyen et al. (ICLR 2021; NeurIPS 2021, arXiv 2107.13034, equation 2). With random features of finite learners in place of
+an infinite-width kernel it is RFAD's loss (arXiv 2210.12067); on users of a recommender it is Distill-CF's (arXiv 2206.02626).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from datastill.backbones.base import FeatureKernel, Kernel
+from datastill.backbones.ridge import ridge_solve
+from datastill.errors import check_count, require, unknown_name
+from datastill.modalities.base import Modality, Summary
+from datastill.objectives.base import Objective, RealBatches
+from datastill.rng import fork
+
+
+@dataclass
+class KernelRidge(Objective):
+    """Loss on real points of K_ts (K_ss + ridge tr(K_ss)/n I)^-1 Y_s, the modality's `ridge_loss`.
+
+    Attributes:
+        kernel: a kernel of the modality ("ntk", "nngp"), or "features" for random finite learners drawn at every step.
+        depth: hidden layers of the infinite-width network; unused by "features".
+        ridge: at least 0, relative to the mean diagonal of K_ss. Small values fit the summary exactly, large ones smooth.
+        real_size: real points a group at each step; None takes all of them.
+        augment: whether real and synthetic points get the same random augmentation.
+        learner: which learner, for "features"; None takes the modality's default.
+        learners: how many random learners share their features, for "features".
+    """
+
+    kernel: str = "ntk"
+    depth: int = 1
+    ridge: float = 1e-6
+    real_size: int | None = 500
+    augment: bool = False
+    learner: str | None = None
+    learners: int = 4
+
+    name: ClassVar[str] = "kernel-ridge"
+
+    def __post_init__(self) -> None:
+        check_count("depth", self.depth, least=0)
+        check_count("learners", self.learners)
+        require(self.ridge >= 0, f"ridge must be at least 0, got {self.ridge!r}.")
+        if self.real_size is not None:
+            check_count("real_size", self.real_size)
+
+    def start(self, modality: Modality, summary: Summary, *, seed: int = 0, workdir: Path | None = None) -> None:
+        if self.kernel not in ("features", *modality.kernels):
+            raise unknown_name("kernel", self.kernel, ("features", *modality.kernels))
+        super().start(modality, summary, seed=seed, workdir=workdir)
+        self._real = RealBatches(modality.real, self.real_size)
+
+    def loss(self, rng: torch.Generator) -> Tensor:
+        """The ridge regression's loss on real points."""
+        kernel = self._draw_kernel(rng)
+        real, synthetic = self._real(rng), self.summary(rng)
+        if self.augment:
+            seed = fork(rng) % 2**31
+            real, synthetic = self.modality.augment(real, seed), self.modality.augment(synthetic, seed)
+        gram = kernel(synthetic.inputs, synthetic.inputs)
+        coefficients = ridge_solve(gram, self.modality.encode(synthetic.targets), self.ridge)
+        return self.modality.ridge_loss(kernel(real.inputs, synthetic.inputs) @ coefficients, real.targets)
+
+    def _draw_kernel(self, rng: torch.Generator) -> Kernel:
+        if self.kernel != "features":
+            return self.modality.kernel(self.kernel, depth=self.depth)
+        nets = [self.modality.learner(self.learner, rng=rng).requires_grad_(False) for _ in range(self.learners)]
+        return FeatureKernel(nets)

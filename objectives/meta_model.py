@@ -1,0 +1,93 @@
+"""Meta-model matching by unrolling: train a fresh network on the summary, and ask how well it fits the target dataset.
+
+DD: Wang et al. (2018), arXiv 1811.10959, equation 3, with learned step sizes; with momentum and long unrolls it is the engine of
+Deng & Russakovsky (NeurIPS 2022, arXiv 2206.02916).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from datastill.backbones.base import call_with, parameters_of
+from datastill.errors import check_count, require
+from datastill.modalities.base import Modality, Summary
+from datastill.objectives.base import Objective, RealBatches
+from datastill.objectives.inner import PositiveRates, shuffled_picks, step_augmentation
+from datastill.objectives.unroll import Descent, unroll
+from datastill.rng import fork
+
+
+@dataclass
+class UnrolledTraining(Objective):
+    """Real loss of a fresh learner after `inner_steps` of SGD on the summary, differentiated exactly through all of them.
+
+    Attributes:
+        learner: name of the learner; None takes the modality's default.
+        inner_steps: T, SGD steps.
+        inner_lr: first value of the step size, above 0.
+        learn_lr: whether the step sizes are learned (kept positive).
+        lr_per_step: one step size for each inner step (DD) or one for all.
+        momentum: of the inner SGD, in [0, 1).
+        weight_decay: of the inner SGD.
+        inner_batch: synthetic points an inner step; None takes all of them.
+        real_size: real points a group for the outer loss; None takes all of them.
+        augment: whether inner batches are augmented, each step with a seed of its own.
+    """
+
+    learner: str | None = None
+    inner_steps: int = 20
+    inner_lr: float = 0.02
+    learn_lr: bool = True
+    lr_per_step: bool = False
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+    inner_batch: int | None = None
+    real_size: int | None = 64
+    augment: bool = False
+
+    name: ClassVar[str] = "unrolled"
+
+    def __post_init__(self) -> None:
+        check_count("inner_steps", self.inner_steps)
+        for field in ("inner_batch", "real_size"):
+            if getattr(self, field) is not None:
+                check_count(field, getattr(self, field))
+        require(self.inner_lr > 0, f"inner_lr must be positive, got {self.inner_lr!r}.")
+        require(0 <= self.momentum < 1, f"momentum must be in [0, 1), got {self.momentum!r}.")
+        require(self.weight_decay >= 0, f"weight_decay must be at least 0, got {self.weight_decay!r}.")
+
+    def start(self, modality: Modality, summary: Summary, *, seed: int = 0, workdir: Path | None = None) -> None:
+        super().start(modality, summary, seed=seed, workdir=workdir)
+        self._real = RealBatches(modality.real, self.real_size)
+        self._rates = PositiveRates(self.inner_lr, self.inner_steps if self.lr_per_step else 1, self.learn_lr)
+        self._rates.to(modality.device, modality.dtype)
+
+    def loss(self, rng: torch.Generator) -> Tensor:
+        """The trained learner's loss on real points."""
+        net = self.modality.learner(self.learner, rng=rng)
+        real, synthetic = self._real(rng), self.summary(rng)
+        picks = shuffled_picks(len(synthetic), self.inner_batch, self.inner_steps, rng)
+        descent = Descent(
+            net,
+            self.modality.loss,
+            picks,
+            self.momentum,
+            self.weight_decay,
+            step_augmentation(self.modality, self.inner_steps, rng) if self.augment else None,
+        )
+        rates = self._rates().expand(self.inner_steps)
+        trained = unroll(descent, parameters_of(net), synthetic, rates)
+        if self.augment:
+            real = self.modality.augment(real, fork(rng) % 2**31)
+        return self.modality.loss(call_with(net, trained, real.inputs), real.targets)
+
+    def learnables(self) -> dict[str, nn.Parameter]:
+        return {"inner_lr": self._rates.raw} if self.learn_lr else {}
+
+    def learned(self) -> dict[str, Any]:
+        return {"inner_lr": self._rates().tolist(), "inner_steps": self.inner_steps, "momentum": self.momentum}

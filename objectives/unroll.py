@@ -1,0 +1,126 @@
+"""Gradient descent on a summary as a differentiable function, with an exact reverse pass in constant graph memory.
+
+Plain autograd through T training steps keeps T graphs. Here the forward pass keeps only the T parameter vectors; the reverse
+pass rebuilds one step at a time and pulls the adjoint of the parameters through it. The result is the true gradient (the
+approximation of TESLA, which holds the parameters constant, is not).
+
+    v' = m v + grad L(theta, batch) + w theta        theta' = theta - lr v'
+    backwards:  u <- m u - lr lambda;   (d batch, d theta) = u . d grad L;   lambda <- lambda + d theta + w u
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from datastill.backbones.base import Learner, call_with
+from datastill.backbones.batch import Batch, tensors_of, with_tensors
+
+
+@dataclass(frozen=True)
+class Descent:
+    """What the inner loop does at each step; constant during one outer step.
+
+    Attributes:
+        learner: whose structure is trained.
+        loss: of outputs and targets.
+        momentum: m, in [0, 1).
+        weight_decay: w, at least 0.
+        picks: for each step the positions of its mini-batch, or None for all points.
+        augment: batch and step to batch, or None. Must be a pure function: it is replayed in the reverse pass.
+    """
+
+    learner: Learner
+    loss: Callable[[Tensor, Any], Tensor]
+    picks: Sequence[Tensor | None]
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+    augment: Callable[[Batch, int], Batch] | None = None
+
+    def gradient(
+        self, step: int, names: Sequence[str], theta: Sequence[Tensor], batch: Batch, *, differentiable: bool
+    ) -> list[Tensor]:
+        """The gradient of step `step`'s loss at `theta` (which requires grad), itself differentiable if asked for."""
+        pick = self.picks[step]
+        points = batch if pick is None else batch.take(pick)
+        if self.augment is not None:
+            points = self.augment(points, step)
+        loss = self.loss(call_with(self.learner, dict(zip(names, theta)), points.inputs), points.targets)
+        grads = torch.autograd.grad(loss, theta, create_graph=differentiable, materialize_grads=True)
+        return list(grads)
+
+
+def unroll(descent: Descent, start: Mapping[str, Tensor], batch: Batch, rates: Tensor) -> dict[str, Tensor]:
+    """The parameters after `len(descent.picks)` steps of SGD on `batch`.
+
+    Differentiable (once) in every floating tensor of `batch` and in `rates`.
+
+    Args:
+        descent: the inner loop.
+        start: parameters before the first step; taken as constants.
+        batch: the training points, usually synthetic.
+        rates: (steps,) learning rates.
+    """
+    names = list(start)
+    finals = _Unroll.apply(descent, names, [start[name].detach() for name in names], batch, rates, *tensors_of(batch))
+    return dict(zip(names, finals))
+
+
+class _Unroll(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, descent: Descent, names: list[str], start: list[Tensor], batch: Batch, rates: Tensor, *leaves: Tensor
+    ) -> tuple[Tensor, ...]:
+        constant = with_tensors(batch, [leaf.detach() for leaf in leaves])
+        theta, velocity = start, [torch.zeros_like(value) for value in start]
+        trajectory: list[list[Tensor]] = []
+        velocities: list[list[Tensor]] = []
+        for step in range(len(descent.picks)):
+            trajectory.append(theta)
+            with torch.enable_grad():
+                active = [value.detach().requires_grad_() for value in theta]
+                grads = descent.gradient(step, names, active, constant, differentiable=False)
+            velocity = [
+                descent.momentum * v + g + descent.weight_decay * value for v, g, value in zip(velocity, grads, theta)
+            ]
+            theta = [value - rates[step] * v for value, v in zip(theta, velocity)]
+            if rates.requires_grad:
+                velocities.append(velocity)
+        ctx.save_for_backward(rates, *leaves)
+        ctx.descent, ctx.names, ctx.batch = descent, names, batch
+        ctx.trajectory, ctx.velocities = trajectory, velocities
+        return tuple(theta)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *adjoint: Tensor) -> tuple[Any, ...]:
+        descent: Descent = ctx.descent
+        rates, *leaves = ctx.saved_tensors
+        wanted = [needed and leaf.is_floating_point() for needed, leaf in zip(ctx.needs_input_grad[5:], leaves)]
+        pulled = [torch.zeros_like(leaf) if want else None for want, leaf in zip(wanted, leaves)]
+        rate_grads = torch.zeros_like(rates)
+        adjoints = list(adjoint)
+        impulse = [torch.zeros_like(value) for value in adjoints]
+        for step in reversed(range(len(descent.picks))):
+            if ctx.velocities:
+                rate_grads[step] = -sum((a * v).sum() for a, v in zip(adjoints, ctx.velocities[step]))
+            impulse = [descent.momentum * u - rates[step] * a for u, a in zip(impulse, adjoints)]
+            with torch.enable_grad():
+                theta = [value.detach().requires_grad_() for value in ctx.trajectory[step]]
+                active = [leaf.detach().requires_grad_(want) for want, leaf in zip(wanted, leaves)]
+                grads = descent.gradient(step, ctx.names, theta, with_tensors(ctx.batch, active), differentiable=True)
+                # A gradient that depends on nothing (a linear loss) has no graph and contributes nothing.
+                alive = [(g, u) for g, u in zip(grads, impulse) if g.requires_grad]
+                targets = theta + [leaf for leaf, want in zip(active, wanted) if want]
+                results = torch.autograd.grad(
+                    [g for g, _ in alive], targets, [u for _, u in alive], materialize_grads=True
+                )
+            adjoints = [a + d + descent.weight_decay * u for a, d, u in zip(adjoints, results[: len(theta)], impulse)]
+            extra = iter(results[len(theta) :])
+            pulled = [None if value is None else value + next(extra) for value in pulled]
+        return (None, None, None, None, rate_grads if rates.requires_grad else None, *pulled)
