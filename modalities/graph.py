@@ -1,0 +1,349 @@
+"""Nodes of a graph with a class each: PyG `Data` in, a small PyG `Data` out.
+
+Everything constant about the real graph is computed once: the normalised operator A = D^-1/2 (A + I) D^-1/2, and A^k X.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, ClassVar, Literal, Self
+
+import torch
+from torch import Tensor
+
+from datastill.backbones.base import Kernel, Learner, VectorKernel
+from datastill.backbones.graph import GCN, SGC, NodeMLP
+from datastill.backbones.nodes import Csr, Hops, Nodes, normalised
+from datastill.backbones.training import Protocol
+from datastill.errors import InputError, check_count, require, unknown_name
+from datastill.modalities.base import Batch, Size, Split, Summary
+from datastill.modalities.classification import ClassificationModality
+from datastill.modalities.graph_adjacency import BernoulliEdges, PairMLP, SyntheticEdges
+from datastill.modalities.graph_data import SplitChoice, read_graph
+from datastill.modalities.graph_initial import INITS, class_centres, in_proportion, pick_nodes, separate
+from datastill.modalities.graph_native import from_data, stored_size, to_data
+from datastill.modalities.graph_summary import GraphSummary, StructuredGraphSummary
+from datastill.modalities.graph_teacher import teach
+from datastill.rng import fork, generator, isolated
+
+ADJACENCIES = ("none", "learned", "bernoulli")
+_CHUNK = 16384  # held-out nodes scored at a time
+_SPARSE_START = 0.05  # share of random edges in a learned Bernoulli structure that does not start from real nodes
+
+
+class GraphModality(ClassificationModality):
+    """Node classification.
+
+    Args:
+        data: a `torch_geometric.data.Data`; see `read_graph` for what is read and what is made where it is missing. It
+            is not changed. Directed edges carry values from source to target only.
+        split: which column of masks of shape (n, splits), or a dict of node ids or masks by part.
+        setting: "transductive" (all parts are on one graph) or "inductive" (each part is on the graph of its own nodes
+            alone, so that training never sees the others).
+        unlabelled: what becomes of the nodes without a training label. "ignore": they pass on their features, no more.
+            "teach": they join the target dataset, with the classes that a kernel machine gives them which learns from the
+            training labels (see `graph_teacher.teach`). Labels of validation and test nodes are not used for it, save
+            that the machine's receptive field and ridge are chosen by validation. Transductive only.
+        hops: K >= 0 of the propagation A^K X that kernels, the SGC and two of the initialisations use.
+        hidden: units of the GCN and the MLP.
+        dropout: of the GCN and the MLP in training.
+        seed: of the splits that have to be made.
+
+    Raises:
+        InputError: for an argument that is not allowed, or a `data` in which anything is missing or wrong.
+    """
+
+    kind = "graph"
+    learners = ("gcn", "sgc", "mlp")
+
+    def __init__(
+        self,
+        data: Any,
+        *,
+        split: SplitChoice = 0,
+        setting: Literal["transductive", "inductive"] = "transductive",
+        unlabelled: Literal["ignore", "teach"] = "ignore",
+        hops: int = 2,
+        hidden: int = 256,
+        dropout: float = 0.5,
+        seed: int = 0,
+    ) -> None:
+        if setting not in ("transductive", "inductive"):
+            raise unknown_name("setting", setting, ("transductive", "inductive"))
+        if unlabelled not in ("ignore", "teach"):
+            raise unknown_name("choice of unlabelled", unlabelled, ("ignore", "teach"))
+        require(
+            unlabelled == "ignore" or setting == "transductive",
+            "unlabelled='teach' needs setting='transductive': in the inductive one training sees no unlabelled nodes.",
+        )
+        self.hops = check_count("hops", hops, least=0)
+        self.hidden = check_count("hidden", hidden)
+        require(0 <= dropout < 1, f"dropout must be in [0, 1), got {dropout!r}.")
+        self.dropout = dropout
+        self.setting = setting
+        self.unlabelled = unlabelled
+        self.graph = read_graph(data, split, seed)
+        self._parts = dict.fromkeys(self.graph.parts, self.graph)
+        if setting == "inductive":
+            self._parts = {part: self.graph.induced(nodes) for part, nodes in self.graph.parts.items()}
+        train = self._parts["train"]
+        self._views: dict[str, Nodes] = {}
+        self._last: tuple[Tensor, Hops, Tensor] | None = None
+        view, nodes = self._view("train"), train.parts["train"]
+        self._labelled = _by_class(nodes, train.labels, train.num_classes)
+        self._members, self._classes = self._labelled, train.labels
+        if unlabelled == "teach":
+            rng = generator(seed, "graph teacher")
+            adjacency = view.adjacency if isinstance(view.adjacency, Csr) else None
+            validation = train.parts["validation"]
+            self._classes = teach(view.features, adjacency, train.labels, nodes, validation, rng)
+            self._members = _by_class(torch.arange(len(self._classes)), self._classes, train.num_classes)
+        self.scale = float(view.at(nodes).propagated(self.hops).square().mean().sqrt()) or 1.0
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Self:
+        """Hand out batches and learners on `device` and in `dtype` from now on. Returns self."""
+        before = self.device, self.dtype
+        super().to(device, dtype)
+        if (self.device, self.dtype) != before:
+            self._views, self._last = {}, None
+        return self
+
+    # --- the target dataset -------------------------------------------------------------------------------------------
+
+    @property
+    def group_sizes(self) -> list[int]:
+        """Nodes of each class that `real` gives: the training nodes and, with "teach", all others too."""
+        return [len(members) for members in self._members]
+
+    def _view(self, part: str) -> Nodes:
+        """All nodes of the graph that `part` is on, with its cache of propagated features."""
+        if self.setting == "transductive":
+            part = "train"
+        if part not in self._views:
+            graph = self._parts[part]
+            adjacency = None
+            if graph.edge_index.numel():
+                adjacency = normalised(graph.edge_index, graph.edge_weight, len(graph.features))
+            moved = Batch(Nodes.constant(graph.features, adjacency), None, graph.labels).to(self.device, self.dtype)
+            self._views[part] = Nodes.constant(moved.inputs.features, moved.inputs.adjacency)
+        return self._views[part]
+
+    def _batch(self, part: str, nodes: Tensor, classes: Tensor) -> Batch:
+        labels = classes[nodes].to(self.device)
+        return Batch(self._view(part).at(nodes.to(self.device)), labels, labels)
+
+    def draw(self, size: int | None, groups: Sequence[int], rng: torch.Generator | None) -> Batch:
+        """Nodes of the target dataset, with the whole graph behind them."""
+        chosen = []
+        for group in groups:
+            members = self._members[group]
+            if size is not None and size < len(members):
+                members = members[torch.randperm(len(members), generator=rng)[:size]]
+            chosen.append(members)
+        return self._batch("train", torch.cat(chosen), self._classes)
+
+    def held_out(self, split: Split) -> Iterable[Batch]:
+        """Nodes of a held-out part, 16384 at a time."""
+        nodes = self._parts[split].parts[split]
+        if len(nodes) == 0:
+            raise InputError(f"This graph has no {split} nodes: give data a mask or split that has some.")
+        for chunk in nodes.split(_CHUNK):
+            yield self._batch(split, chunk, self._parts[split].labels)
+
+    def fingerprint(self) -> str:
+        """A sha256 hex digest of the features, edges, labels and parts."""
+        return self.graph.fingerprint()
+
+    # --- learners and kernels -----------------------------------------------------------------------------------------
+
+    def build(self, name: str) -> Learner:
+        """By name: "gcn" (two layers), "sgc" (linear on A^hops X) or "mlp" (two layers, no propagation)."""
+        width, classes = self.graph.features.shape[1], self.graph.num_classes
+        if name == "sgc":
+            return SGC(width, classes, self.hops)
+        kind = GCN if name == "gcn" else NodeMLP
+        return kind(width, classes, self.hidden, self.dropout)
+
+    def over_inputs(self, kernel: Kernel) -> Kernel:
+        """`kernel` on A^hops X, divided by one number that makes its mean square over the training nodes 1."""
+        return VectorKernel(self._vectors, kernel)
+
+    def _vectors(self, nodes: Nodes) -> Tensor:
+        if nodes.hops is None:
+            return nodes.propagated(self.hops) / self.scale
+        # An objective that takes all real nodes hands over the same ones at every step; copying them would dominate it.
+        if self._last is None or self._last[0] is not nodes.rows or self._last[1] is not nodes.hops:
+            self._last = nodes.rows, nodes.hops, nodes.propagated(self.hops) / self.scale
+        return self._last[2]
+
+    _PROTOCOLS: ClassVar[dict[str, Protocol]] = {
+        "gcn": Protocol(300, "adam", 0.01, weight_decay=5e-4, batch_size=None, schedule="drop", validate_every=10),
+        "sgc": Protocol(300, "adam", 0.1, weight_decay=5e-5, batch_size=None, schedule="drop", validate_every=10),
+        "mlp": Protocol(300, "adam", 0.01, weight_decay=5e-4, batch_size=None, schedule="drop", validate_every=10),
+    }
+
+    def protocol(self, learner: str) -> Protocol:
+        """Full batches, Adam, 300 steps; the best of every tenth on the validation nodes is kept.
+
+        "gcn" and "mlp": learning rate 0.01, from half way 0.001, L2 penalty 5e-4, which is GCond's protocol at half its
+        length. "sgc": 0.1, then 0.01, and 5e-5.
+        """
+        return self._PROTOCOLS[learner]
+
+    # --- summaries and native datasets --------------------------------------------------------------------------------
+
+    def allocate(self, points: int) -> list[int]:
+        """Nodes of each class in proportion to its training nodes, at least one, by largest remainders."""
+        super().allocate(points)  # refuses too small a budget
+        return in_proportion([len(members) for members in self._labelled], points)
+
+    def summary(
+        self,
+        counts: Sequence[int],
+        *,
+        rng: torch.Generator,
+        init: str = "real",
+        adjacency: str = "none",
+        labels: str = "hard",
+        hidden: int = 128,
+        threshold: float = 0.05,
+        temperature: tuple[float, float] = (1.0, 0.1),
+        anneal: int = 200,
+        sparsity_weight: float = 0.1,
+        **unknown: Any,
+    ) -> Summary:
+        """A synthetic graph with `counts[c]` nodes of each class, in blocks by class.
+
+        Args:
+            counts: nodes of each class, at least one.
+            rng: of the initial values.
+            init: "real" (features of random training nodes), "propagated" (the same after propagation, which suits a
+                summary without edges), "kmeans" (class-wise centres of propagated training nodes) or "noise" (normal,
+                of the scale of propagated features).
+            adjacency: "none", "learned" (GCond's perceptron on pairs of features) or "bernoulli" (DosCond's free
+                probabilities, which start from the edges among the nodes chosen by "real" or "propagated", or else from
+                random ones).
+            labels: "hard" (the class), or "learned": class distributions, which begin as the class and are optimised too.
+            hidden: units of "learned".
+            threshold: of "learned": exported edges weigh more than this, in [0, 1).
+            temperature: of "bernoulli": first and last temperature of the relaxed sample.
+            anneal: of "bernoulli": steps between the two.
+            sparsity_weight: of "bernoulli": how much more edges than at the start are penalised.
+        """
+        if unknown:
+            options = ("adjacency", "labels", "hidden", "threshold", "temperature", "anneal", "sparsity_weight")
+            raise unknown_name("graph summary option", next(iter(unknown)), options)
+        if init not in INITS:
+            raise unknown_name("init", init, INITS)
+        if adjacency not in ADJACENCIES:
+            raise unknown_name("adjacency", adjacency, ADJACENCIES)
+        if labels not in ("hard", "learned"):
+            raise unknown_name("kind of labels", labels, ("hard", "learned"))
+        require(
+            len(counts) == self.num_groups,
+            f"counts must have one number for each of the {self.num_groups} classes, got {len(counts)}.",
+        )
+        for label, count in enumerate(counts):
+            check_count(f"counts[{label}]", count)
+        chosen = torch.cat([pick_nodes(members, count, rng) for members, count in zip(self._members, counts)])
+        classes = torch.repeat_interleave(torch.arange(self.num_groups), torch.tensor(counts))
+        features = separate(self._initial(init, chosen, counts, rng), self.scale, rng)
+        common: dict[str, Any] = {"scale": self.scale, "classes": self.num_groups, "soft_labels": labels == "learned"}
+        if adjacency == "none":
+            return GraphSummary(features, classes, **common).to(self.device, self.dtype)
+        edges: SyntheticEdges
+        if adjacency == "learned":
+            with isolated(fork(rng)):
+                edges = PairMLP(features.shape[1], hidden, threshold)
+        else:
+            start = self._initial_edges(init, chosen, rng)
+            edges = BernoulliEdges(start, temperature, anneal, sparsity_weight)
+        return StructuredGraphSummary(features, classes, edges, **common).to(self.device, self.dtype)
+
+    def _initial(self, init: str, chosen: Tensor, counts: Sequence[int], rng: torch.Generator) -> Tensor:
+        view = self._view("train")
+        if init == "noise":
+            return torch.randn(len(chosen), view.features.shape[1], generator=rng) * self.scale
+        if init == "kmeans":
+            points = [view.at(members.to(self.device)).propagated(self.hops).cpu() for members in self._members]
+            return torch.cat([class_centres(mine, count, rng) for mine, count in zip(points, counts)])
+        return view.at(chosen.to(self.device)).propagated(0 if init == "real" else self.hops).cpu()
+
+    def _initial_edges(self, init: str, chosen: Tensor, rng: torch.Generator) -> Tensor:
+        if init in ("real", "propagated"):
+            distinct, where = chosen.unique(return_inverse=True)
+            graph = self._parts["train"].induced(distinct)
+            linked = torch.zeros(len(distinct), len(distinct))
+            linked[graph.edge_index[0], graph.edge_index[1]] = 1.0
+            return torch.maximum(linked, linked.T)[where][:, where]
+        return (torch.rand(len(chosen), len(chosen), generator=rng) < _SPARSE_START).float()
+
+    def read(self, dataset: Any) -> Batch:
+        """A `Data` like those of `export` and `subset`: all of its nodes, or those of its train_mask."""
+        graph = from_data(dataset)
+        x, y = graph["x"], graph["y"]
+        require(
+            x.dim() == 2 and x.shape[1] == self.graph.features.shape[1],
+            f"x must have {self.graph.features.shape[1]} features a node, like the target dataset, got {tuple(x.shape)}.",
+        )
+        adjacency = None
+        if graph["edge_index"].numel():
+            adjacency = normalised(graph["edge_index"], graph.get("edge_weight"), len(x))
+        groups = y.argmax(1) if y.is_floating_point() else y
+        everything = Batch(Nodes.constant(x, adjacency), y, groups).to(self.device, self.dtype)
+        nodes = Nodes.constant(everything.inputs.features, everything.inputs.adjacency)
+        batch = Batch(nodes, everything.targets, everything.groups)
+        if "train_mask" in graph and not bool(graph["train_mask"].all()):
+            return batch.take(graph["train_mask"].nonzero().squeeze(1).to(self.device))
+        return batch
+
+    def full(self) -> Batch:
+        """The training nodes, with their own labels."""
+        return self._batch("train", torch.cat(self._labelled), self._parts["train"].labels)
+
+    def subset(self, counts: Sequence[int], *, rng: torch.Generator) -> Any:
+        """The graph of random training nodes and the edges among them, as a `Data`."""
+        picks = []
+        for label, (members, count) in enumerate(zip(self._labelled, counts)):
+            require(
+                count <= len(members),
+                f"counts[{label}] is {count}, but class {label} has only {len(members)} training nodes.",
+            )
+            picks.append(members[torch.randperm(len(members), generator=rng)[:count]])
+        nodes = torch.cat(picks)
+        graph = self._parts["train"].induced(nodes)
+        return to_data(
+            {
+                "x": graph.features,
+                "edge_index": graph.edge_index,
+                "y": graph.labels,
+                "train_mask": torch.ones(len(nodes), dtype=torch.bool),
+                **({} if graph.edge_weight is None else {"edge_weight": graph.edge_weight}),
+            }
+        )
+
+    def size(self, dataset: Any) -> Size:
+        """Nodes, and bytes of its tensors; features count as dense or as sparse rows, whichever takes less."""
+        return stored_size(from_data(dataset))
+
+    def full_size(self) -> Size:
+        """The nodes of `group_sizes`, and the bytes of the whole graph behind them, unlabelled nodes included."""
+        graph = self._parts["train"]
+        tensors = {"x": graph.features, "edge_index": graph.edge_index, "y": graph.labels}
+        if graph.edge_weight is not None:
+            tensors["edge_weight"] = graph.edge_weight
+        return Size(sum(self.group_sizes), stored_size(tensors).nbytes)
+
+    @staticmethod
+    def pack(dataset: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """The tensors of a `Data` by attribute; there is nothing else."""
+        return {name: value.detach().cpu().contiguous() for name, value in from_data(dataset).items()}, {}
+
+    @staticmethod
+    def unpack(tensors: dict[str, Tensor], meta: dict[str, Any]) -> Any:
+        """A `Data` of these tensors."""
+        return to_data(tensors)
+
+
+def _by_class(nodes: Tensor, labels: Tensor, classes: int) -> list[Tensor]:
+    return [nodes[labels[nodes] == label] for label in range(classes)]

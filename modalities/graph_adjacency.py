@@ -1,0 +1,162 @@
+"""Structures of a synthetic graph, as modules that give symmetric edge weights in [0, 1] with an empty diagonal."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from datastill.errors import check_count, require
+
+
+class SyntheticEdges(nn.Module, ABC):
+    """The edges among the nodes of a summary."""
+
+    @abstractmethod
+    def forward(self, features: Tensor, rng: torch.Generator | None = None) -> Tensor:
+        """Weights (n, n) in [0, 1], differentiable; with `rng` a sample where the edges are random, else the mean.
+
+        Args:
+            features: (n, d), of the nodes, in the summary's own scale.
+            rng: of the sample.
+        """
+
+    @abstractmethod
+    def discrete(self, features: Tensor) -> Tensor:
+        """Weights (n, n) as they are exported, with zeros where there is no edge."""
+
+    def stepped(self) -> None:
+        """Called after every step of the optimiser. Default: nothing."""
+
+    def penalty(self) -> Tensor | None:
+        """A prior on the edges, to be added to the loss. Default: none."""
+        return None
+
+
+class PairMLP(SyntheticEdges):
+    """GCond's structure (arXiv 2110.07580): A_ij = sigmoid((m(x_i, x_j) + m(x_j, x_i)) / 2), m a perceptron on pairs.
+
+    m is Linear, BatchNorm, ReLU, Linear, BatchNorm, ReLU, Linear. Batch norm always uses the statistics of the n * n
+    pairs at hand. The first layer is W [x_i; x_j] = W_1 x_i + W_2 x_j, so the pairs are never laid out: its mean over
+    all pairs is the sum of two means over nodes, and so is its variance. Memory is O(n * n * hidden), not O(n * n * 2
+    width).
+
+    Args:
+        width: features of a node.
+        hidden: units of both hidden layers.
+        threshold: exported edges have a larger weight than this.
+    """
+
+    def __init__(self, width: int, hidden: int = 128, threshold: float = 0.05) -> None:
+        super().__init__()
+        check_count("hidden", hidden)
+        require(0 <= threshold < 1, f"threshold must be in [0, 1), got {threshold!r}.")
+        self.threshold = threshold
+        self.pair = nn.Linear(2 * width, hidden)
+        self.second = nn.Linear(hidden, hidden)
+        self.last = nn.Linear(hidden, 1)
+        self.gains = nn.ParameterList([torch.ones(hidden), torch.ones(hidden)])
+        self.shifts = nn.ParameterList([torch.zeros(hidden), torch.zeros(hidden)])
+
+    def forward(self, features: Tensor, rng: torch.Generator | None = None) -> Tensor:
+        """Weights (n, n); they are not random."""
+        count, width = features.shape
+        left = features @ self.pair.weight[:, :width].T + self.pair.bias
+        right = features @ self.pair.weight[:, width:].T
+        variance = left.var(0, correction=0) + right.var(0, correction=0)
+        gain = self.gains[0] * (variance + _EPSILON).rsqrt()
+        left = (left - left.mean(0)) * gain + self.shifts[0]
+        right = (right - right.mean(0)) * gain
+        pairs = torch.relu(left[:, None, :] + right[None, :, :]).reshape(count * count, -1)
+        pairs = self.second(pairs)
+        gain = self.gains[1] * (pairs.var(0, correction=0) + _EPSILON).rsqrt()
+        pairs = torch.relu((pairs - pairs.mean(0)) * gain + self.shifts[1])
+        scores = self.last(pairs).reshape(count, count)
+        return _hollow(torch.sigmoid((scores + scores.T) / 2))
+
+    @torch.no_grad()
+    def discrete(self, features: Tensor) -> Tensor:
+        """Weights above the threshold."""
+        weights = self(features)
+        return torch.where(weights > self.threshold, weights, 0)
+
+
+class BernoulliEdges(SyntheticEdges):
+    """Each pair of nodes has an edge with its own learned probability, as in DosCond (arXiv 2206.07746).
+
+    A sample is the binary concrete sigmoid((logit + logistic noise) / t), whose temperature t falls geometrically with
+    the steps taken; an exported edge is one whose probability is above a half.
+
+    Args:
+        initial: edges (n, n) to start from, 0 or 1: their probabilities start at 0.88 and those of the others at 0.12.
+        temperature: the first and the last t, both above 0.
+        anneal: steps from the first to the last.
+        sparsity_weight: at least 0; `penalty` is this times the excess of the mean probability over that at the start.
+    """
+
+    START: ClassVar[float] = 2.0
+    steps: Tensor
+
+    def __init__(
+        self,
+        initial: Tensor,
+        temperature: tuple[float, float] = (1.0, 0.1),
+        anneal: int = 200,
+        sparsity_weight: float = 0.1,
+    ) -> None:
+        super().__init__()
+        check_count("anneal", anneal)
+        require(sparsity_weight >= 0, f"sparsity_weight must be at least 0, got {sparsity_weight!r}.")
+        require(
+            len(temperature) == 2 and min(temperature) > 0,
+            f"temperature must be two numbers above 0, the first and the last, got {temperature!r}.",
+        )
+        self.first, self.final, self.anneal = float(temperature[0]), float(temperature[1]), anneal
+        self.count = len(initial)
+        upper = torch.triu_indices(self.count, self.count, 1)
+        self.logits = nn.Parameter((initial[upper[0], upper[1]] * 2 - 1) * self.START)
+        self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
+        self.sparsity_weight = sparsity_weight
+        self.density = float(torch.sigmoid(self.logits.detach()).mean()) if self.count > 1 else 0.0
+
+    def current_temperature(self) -> float:
+        """t after the steps taken so far."""
+        return self.first * (self.final / self.first) ** min(1.0, int(self.steps) / self.anneal)
+
+    def forward(self, features: Tensor, rng: torch.Generator | None = None) -> Tensor:
+        """A relaxed sample, or, without `rng`, the probabilities; (n, n)."""
+        if rng is None:
+            return self._full(torch.sigmoid(self.logits))
+        uniform = torch.rand(self.logits.shape, generator=rng, dtype=torch.float64).clamp(1e-12, 1 - 1e-12)
+        noise = uniform.logit().to(self.logits.device, self.logits.dtype)
+        return self._full(torch.sigmoid((self.logits + noise) / self.current_temperature()))
+
+    @torch.no_grad()
+    def discrete(self, features: Tensor) -> Tensor:
+        """1 where an edge is more likely than not, else 0."""
+        return self._full((self.logits > 0).to(self.logits.dtype))
+
+    def stepped(self) -> None:
+        """The temperature falls."""
+        self.steps += 1
+
+    def penalty(self) -> Tensor | None:
+        """`sparsity_weight` times the mean probability in excess of its start."""
+        if self.sparsity_weight == 0 or self.count < 2:
+            return None
+        return self.sparsity_weight * torch.relu(torch.sigmoid(self.logits).mean() - self.density)
+
+    def _full(self, values: Tensor) -> Tensor:
+        upper = torch.triu_indices(self.count, self.count, 1, device=values.device)
+        half = torch.zeros(self.count, self.count, dtype=values.dtype, device=values.device)
+        half = half.index_put((upper[0], upper[1]), values)
+        return half + half.T
+
+
+_EPSILON = 1e-5
+
+
+def _hollow(weights: Tensor) -> Tensor:
+    return weights * (1 - torch.eye(len(weights), dtype=weights.dtype, device=weights.device))

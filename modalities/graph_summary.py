@@ -1,0 +1,120 @@
+"""Synthetic graphs: free node features, with or without learned edges among them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from datastill.backbones.nodes import Nodes, normalised_dense
+from datastill.errors import load_extra
+from datastill.modalities.base import Batch, Summary
+from datastill.modalities.graph_adjacency import BernoulliEdges, SyntheticEdges
+
+
+class GraphSummary(Summary):
+    """Nodes with free features and no edges: learners read them as already propagated.
+
+    Args:
+        features: (n, d) initial features, in the input's scale.
+        labels: (n,) int64 classes, in blocks.
+        scale: the features' typical size; the parameters are features over `scale`, so that learning rates mean the
+            same for every dataset.
+        classes: how many classes; needed for soft labels.
+        soft_labels: whether each node's class distribution is learned too. It starts with `CONFIDENCE` on its class.
+    """
+
+    CONFIDENCE = 0.95
+
+    labels: Tensor
+    edges: SyntheticEdges | None
+
+    def __init__(
+        self, features: Tensor, labels: Tensor, *, scale: float, classes: int, soft_labels: bool = False
+    ) -> None:
+        super().__init__()
+        self.edges = None
+        self.scale = scale
+        self.features = nn.Parameter(features.detach() / scale)
+        self.register_buffer("labels", labels.clone())
+        self.label_logits: nn.Parameter | None = None
+        if soft_labels:
+            rest = (1 - self.CONFIDENCE) / (classes - 1)
+            start = torch.full((len(labels), classes), rest, dtype=features.dtype)
+            start[torch.arange(len(labels)), labels] = self.CONFIDENCE
+            self.label_logits = nn.Parameter(start.log())
+
+    def _targets(self) -> Tensor:
+        return self.labels if self.label_logits is None else self.label_logits.softmax(1)
+
+    def _adjacency(self, rng: torch.Generator | None) -> Tensor | None:
+        return None
+
+    def forward(self, rng: torch.Generator | None = None) -> Batch:
+        """All nodes, in blocks of classes."""
+        rows = torch.arange(self.num_points, device=self.features.device)
+        return Batch(Nodes(self.features * self.scale, self._adjacency(rng), rows), self._targets(), self.labels)
+
+    @torch.no_grad()
+    def export(self) -> Any:
+        """A PyG `Data`: x in the input's scale, edge_index, y, train_mask (all True), edge_weight if edges have weights.
+
+        y is int64 (n,), or (n, classes) floating with learned labels, which PyTorch's cross-entropy takes too.
+        """
+        data = load_extra("torch_geometric.data", "graphs").Data(
+            x=(self.features * self.scale).cpu(),
+            edge_index=torch.empty(2, 0, dtype=torch.int64),
+            y=self._targets().detach().cpu().clone(),
+            train_mask=torch.ones(self.num_points, dtype=torch.bool),
+        )
+        if self.edges is not None:
+            weights = self.edges.discrete(self.features).cpu()
+            target, source = weights.nonzero(as_tuple=True)
+            data.edge_index = torch.stack([source, target])
+            if not isinstance(self.edges, BernoulliEdges):
+                data.edge_weight = weights[target, source]
+        return data
+
+    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+        """Roles: "features", "adjacency" where edges are learned, "labels" where labels are."""
+        groups = {"features": [self.features]}
+        if self.edges is not None:
+            groups["adjacency"] = list(self.edges.parameters())
+        if self.label_logits is not None:
+            groups["labels"] = [self.label_logits]
+        return groups
+
+    @property
+    def num_points(self) -> int:
+        """Synthetic nodes."""
+        return len(self.features)
+
+
+class StructuredGraphSummary(GraphSummary):
+    """Nodes with free features and learned edges. Exported edges are cut off or discrete, so `exact_export` is False.
+
+    Args:
+        edges: which nodes are connected, from the features over `scale`.
+        others: as for `GraphSummary`.
+    """
+
+    exact_export = False
+
+    def __init__(self, features: Tensor, labels: Tensor, edges: SyntheticEdges, **others: Any) -> None:
+        super().__init__(features, labels, **others)
+        self.edges = edges
+
+    def _adjacency(self, rng: torch.Generator | None) -> Tensor:
+        assert self.edges is not None
+        return normalised_dense(self.edges(self.features, rng))
+
+    def project_(self) -> None:
+        """Tells the edges that a step is done; the parameters are free."""
+        assert self.edges is not None
+        self.edges.stepped()
+
+    def penalty(self) -> Tensor | None:
+        """What the edges ask of their own parameters."""
+        assert self.edges is not None
+        return self.edges.penalty()

@@ -1,0 +1,306 @@
+"""Images with classes: any torch `Dataset`, tensors or a folder in; a `TensorDataset`, PNG files or a grid out."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.data import TensorDataset
+
+from datastill.backbones.base import Kernel, Learner, VectorKernel
+from datastill.backbones.convnet import ConvNet, Norm
+from datastill.backbones.mlp import MLP
+from datastill.backbones.training import Protocol
+from datastill.errors import InputError, check_count, require, unknown_name
+from datastill.modalities.augmentation import NO_FLIP, Augmentation
+from datastill.modalities.base import Batch, Size, Split
+from datastill.modalities.classification import ClassificationModality
+from datastill.modalities.image_data import LabelledImages, labelled_images, require_hard, split_off
+from datastill.modalities.image_scale import PixelScale
+from datastill.modalities.image_summary import ImageSummary
+from datastill.modalities.kmeans import k_means, nearest_members
+
+INITS = ("real", "noise", "kmeans", "kmeans-real")
+_CHUNK = 1024  # held-out images a batch
+_CLUSTERED = 2000  # images of a class, at most, that k-means looks at
+_WIDTH = 32  # filters of "convnet"; a quarter of the published 128 loses little and is many times faster on a CPU
+_NAME = re.compile(r"(convnet|mlp)(?:-d(?P<depth>\d+))?(?:-w(?P<width>\d+))?(?:-(?P<norm>instance|group|none))?")
+
+
+class ImageModality(ClassificationModality):
+    """Labelled images of one size.
+
+    Learners are "convnet" (`ConvNet` with instance norm, depth by image size) and "mlp"; their names may carry a
+    depth, a width and a normalisation: "convnet-d3-w128", "convnet-w32-none", "mlp-d1-w256". Kernels see flattened
+    pixels.
+
+    Args:
+        data: the training images: a tensor or array (n, h, w) or (n, c, h, w) with `labels`, a pair (images, labels),
+            any `Dataset` of (image, label), or the path of a folder with one subfolder a class.
+        labels: class ids 0, 1, ... without gaps, for a tensor or an array.
+        validation: what summaries are selected on: a fraction of `data` in (0, 1), held out and stratified by class;
+            a dataset like `data`; or None for a tenth, at most 5000 images.
+        test: a dataset like `data`, seen by `score(..., "test")` only.
+        value_range: (low, high) of valid pixels. None takes (0, 255) for uint8, (0, 1) for floats that lie there,
+            else the range of the training pixels.
+        augmentation: what `augment` may do, as a string such as "color_crop_flip", "none", or an `Augmentation`. The
+            default leaves out mirroring, which is wrong for digits and letters; `augmentation.NATURAL` has it.
+        seed: of the validation split.
+
+    Raises:
+        InputError: for data or arguments that are not as said above.
+    """
+
+    kind = "image"
+    learners = ("convnet", "mlp")
+
+    def __init__(
+        self,
+        data: Any,
+        labels: Any = None,
+        *,
+        validation: Any = None,
+        test: Any = None,
+        value_range: tuple[float, float] | None = None,
+        augmentation: str | Augmentation = NO_FLIP,
+        seed: int = 0,
+    ) -> None:
+        self.augmentation = augmentation if isinstance(augmentation, Augmentation) else Augmentation.parse(augmentation)
+        given = labelled_images(data, labels)
+        classes = require_hard(given, "data")
+        self.class_names = given.class_names or tuple(str(number) for number in range(classes))
+        self._held: dict[Split, LabelledImages] = {}
+        if validation is None or isinstance(validation, float | int):
+            given, self._held["validation"] = split_off(given, validation, seed=seed)
+        self._train = given
+        self._members = [(given.labels == group).nonzero().flatten() for group in range(classes)]
+        self.scale = PixelScale.of(given.images, value_range)
+        if "validation" not in self._held:
+            self._held["validation"] = self._like_training(labelled_images(validation, name="validation"), "validation")
+        if test is not None:
+            self._held["test"] = self._like_training(labelled_images(test, name="test"), "test")
+
+    # --- the target dataset -------------------------------------------------------------------------------------------
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(channels, height, width) of every image."""
+        channels, height, width = self._train.images.shape[1:]
+        return channels, height, width
+
+    @property
+    def group_sizes(self) -> list[int]:
+        """Training images of each class."""
+        return [len(members) for members in self._members]
+
+    def draw(self, size: int | None, groups: Sequence[int], rng: torch.Generator | None) -> Batch:
+        picked = []
+        for group in groups:
+            members = self._members[group]
+            if size is not None:
+                members = members[torch.randperm(len(members), generator=rng)[:size]]
+            picked.append(members)
+        return self._batch(self._train.at(torch.cat(picked)))
+
+    def held_out(self, split: Split) -> Iterator[Batch]:
+        """Batches of the held-out images.
+
+        Raises:
+            InputError: for the test split, if no test set was given.
+        """
+        if split not in self._held:
+            raise InputError(f"There is no {split} set: give one to ImageModality with the {split} argument.")
+        held = self._held[split]
+        for index in torch.arange(len(held)).split(_CHUNK):
+            yield self._batch(held.at(index)).to(self.device, self.dtype)
+
+    def fingerprint(self) -> str:
+        """Digest of the training and validation images as stored, and of their labels."""
+        digest = hashlib.sha256(repr((self.shape, self.num_classes)).encode())
+        for part in (self._train, self._held["validation"]):
+            digest.update(f"{part.images.dtype}{len(part)}".encode())
+            for chunk in part.images.split(4096):
+                digest.update(chunk.numpy().tobytes())
+            digest.update(part.labels.numpy().tobytes())
+        return digest.hexdigest()
+
+    # --- learners and kernels -----------------------------------------------------------------------------------------
+
+    def knows(self, name: str) -> bool:
+        return name in self.kernels or _NAME.fullmatch(name) is not None
+
+    def build(self, name: str) -> Learner:
+        match = _NAME.fullmatch(name)
+        if match is None:
+            raise unknown_name("image learner", name, self.learners)
+        options: dict[str, Any] = {key: int(match[key]) for key in ("depth", "width") if match[key] is not None}
+        if match[1] == "mlp":
+            require(match["norm"] is None, f"The mlp has no normalisation to choose, got {name!r}.")
+            return MLP(self._train.images[0].numel(), self.num_classes, **options)
+        options.setdefault("width", _WIDTH)
+        return ConvNet(self.shape, self.num_classes, norm=cast(Norm, match["norm"] or "instance"), **options)
+
+    def protocol(self, learner: str) -> Protocol:
+        """300 steps of Adam with a cosine schedule, images augmented."""
+        return Protocol(steps=300, lr=1e-3 if learner.startswith("mlp") else 3e-3, augment=True)
+
+    def over_inputs(self, kernel: Kernel) -> Kernel:
+        """`kernel` on flattened images."""
+        return VectorKernel(lambda images: images.flatten(1), kernel)
+
+    def augment(self, batch: Batch, seed: int) -> Batch:
+        """One operation with one parameter for the whole batch, both decided by `seed` alone."""
+        return Batch(self.augmentation(batch.inputs, seed), batch.targets, batch.groups)
+
+    def augment_each(self, batch: Batch, seed: int) -> Batch:
+        """One operation for the whole batch with a parameter for each image."""
+        return Batch(self.augmentation(batch.inputs, seed, siamese=False), batch.targets, batch.groups)
+
+    # --- summaries and native datasets --------------------------------------------------------------------------------
+
+    def summary(
+        self,
+        counts: Sequence[int],
+        *,
+        rng: torch.Generator,
+        init: str = "real",
+        labels: str = "hard",
+        clamp: bool = True,
+        **options: Any,
+    ) -> ImageSummary:
+        """A summary with `counts[g]` images of each class.
+
+        Args:
+            counts: images of each class, at least 0.
+            rng: of the initial values.
+            init: "real" (random training images), "noise" (standard normal where pixels are normalised), "kmeans"
+                (centres of the class's training images, blurred) or "kmeans-real" (the training image nearest to each
+                centre).
+            labels: "hard" (the class), or "learned": distributions over classes, which begin as the class and are
+                optimised.
+            clamp: whether pixels stay in the valid range, so that every summary can be exported as images.
+        """
+        if options:
+            raise unknown_name("option of image summaries", next(iter(options)), ("init", "labels", "clamp"))
+        if init not in INITS:
+            raise unknown_name("initialisation", init, INITS)
+        if labels not in ("hard", "learned"):
+            raise unknown_name("kind of labels", labels, ("hard", "learned"))
+        self._check_counts(counts, limited=init != "noise")
+        pixels = torch.cat([self._initial(group, count, init, rng) for group, count in enumerate(counts) if count])
+        groups = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(list(counts)))
+        soft = F.one_hot(groups, self.num_classes).to(torch.float32) if labels == "learned" else None
+        made = ImageSummary(
+            pixels,
+            groups,
+            soft,
+            scale=self.scale,
+            clamp=clamp,
+            eight_bit=self._train.images.dtype == torch.uint8,
+            class_names=self.class_names,
+        )
+        return made.to(self.device, self.dtype)
+
+    def read(self, dataset: Any) -> Batch:
+        """Images and labels as training points.
+
+        Args:
+            dataset: what `export` or `subset` gives, or any dataset that the constructor takes, with images in the
+                scale of the target dataset; or the path of a folder, such as `to_image_folder` writes, with 8 bits a
+                channel for the valid range. Labels may be distributions.
+        """
+        given = self._like_training(labelled_images(dataset, name="dataset"), "dataset", soft=True)
+        return self._batch(given).to(self.device, self.dtype)
+
+    def subset(self, counts: Sequence[int], *, rng: torch.Generator) -> TensorDataset:
+        """Random training images in the input's scale, with class ids."""
+        self._check_counts(counts, limited=True)
+        picked = self._train.at(torch.cat([self._pick(group, count, rng) for group, count in enumerate(counts)]))
+        return TensorDataset(picked.images.clone(), picked.labels.clone())
+
+    def size(self, dataset: Any) -> Size:
+        """How many images, and the bytes of the dataset's tensors.
+
+        A pixel and channel takes 1 byte as uint8, 4 as float32; a label 8 as a class id, 4 a class as a distribution.
+        """
+        given = labelled_images(dataset, name="dataset")
+        return Size(len(given), _bytes_of(given))
+
+    def full_size(self) -> Size:
+        """The training images (without validation), counted as by `size`."""
+        return Size(len(self._train), _bytes_of(self._train))
+
+    @staticmethod
+    def pack(dataset: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        given = labelled_images(dataset, name="dataset")
+        return {"images": given.images, "labels": given.labels}, {}
+
+    @staticmethod
+    def unpack(tensors: dict[str, Tensor], meta: dict[str, Any]) -> TensorDataset:
+        return TensorDataset(tensors["images"], tensors["labels"])
+
+    # --- internals ----------------------------------------------------------------------------------------------------
+
+    def _batch(self, part: LabelledImages) -> Batch:
+        groups = part.labels.argmax(1) if part.labels.is_floating_point() else part.labels
+        return Batch(self.scale.normalise(part.images), part.labels, groups)
+
+    def _pick(self, group: int, count: int, rng: torch.Generator) -> Tensor:
+        members = self._members[group]
+        return members[torch.randperm(len(members), generator=rng)[:count]]
+
+    def _initial(self, group: int, count: int, init: str, rng: torch.Generator) -> Tensor:
+        if init == "noise":
+            return torch.randn(count, *self.shape, generator=rng)
+        if init == "real":
+            return self.scale.normalise(self._train.images[self._pick(group, count, rng)])
+        images = self.scale.normalise(self._train.images[self._pick(group, max(count, _CLUSTERED), rng)])
+        flat = images.flatten(1)
+        centres = k_means(flat, count, rng)
+        return images[nearest_members(flat, centres)] if init == "kmeans-real" else centres.view(count, *self.shape)
+
+    def _check_counts(self, counts: Sequence[int], *, limited: bool) -> None:
+        require(
+            len(counts) == self.num_classes,
+            f"counts must have one number for each of the {self.num_classes} classes, got {len(counts)}.",
+        )
+        for name, count, size in zip(self.class_names, counts, self.group_sizes):
+            check_count("counts", count, least=0)
+            require(
+                not limited or count <= size,
+                f"Class {name!r} has {size} training images, fewer than the {count} asked for: lower the budget"
+                ' (or begin from init="noise").',
+            )
+        require(sum(counts) > 0, "counts must ask for at least one image.")
+
+    def _like_training(self, given: LabelledImages, name: str, *, soft: bool = False) -> LabelledImages:
+        """`given`, checked against the training images, and in their scale."""
+        if not soft or not given.labels.is_floating_point():
+            require_hard(given, name, self.num_classes)
+        elif given.labels.shape[1] != self.num_classes:
+            raise InputError(
+                f"The labels of {name} must have one weight for each of the {self.num_classes} classes, "
+                f"got {given.labels.shape[1]}."
+            )
+        shape = tuple(given.images.shape[1:])
+        require(
+            shape == self.shape, f"The images of {name} must have the training images' shape {self.shape}, got {shape}."
+        )
+        ours, theirs = self._train.images.dtype, given.images.dtype
+        if ours == theirs or ours == torch.uint8:
+            return given
+        if given.eight_bit_file:
+            return LabelledImages(self.scale.from_eight_bit(given.images), given.labels, given.class_names)
+        raise InputError(
+            f"The images of {name} are {theirs} but the training images {ours}, so their scale is not known: convert them to "
+            f"floats between {self.scale.low:g} and {self.scale.high:g}."
+        )
+
+
+def _bytes_of(given: LabelledImages) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in (given.images, given.labels))

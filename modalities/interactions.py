@@ -1,0 +1,324 @@
+"""Recommender logs: users are points, a user's row of items is both input and target, synthetic users are rows of weights."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+import scipy.sparse as sp
+import torch
+from torch import Tensor
+
+from datastill.backbones.base import Kernel, KernelMachine, Predictor, VectorKernel
+from datastill.backbones.batch import map_tensors
+from datastill.backbones.recommender import SparseRows, UserAutoencoder, UserRows, matrix
+from datastill.backbones.ridge import ridge_solve
+from datastill.backbones.training import Protocol
+from datastill.errors import InputError, check_count, require, unknown_name
+from datastill.modalities.base import Batch, Modality, Size, Split
+from datastill.modalities.interactions_init import cluster_means
+from datastill.modalities.interactions_io import read_interactions
+from datastill.modalities.interactions_log import Splits, distinct, k_core, split_log
+from datastill.modalities.interactions_metrics import ranking_metrics
+from datastill.modalities.interactions_rows import Held, entries, hide, sparse_rows
+from datastill.modalities.interactions_summary import TEMPERATURE, InteractionsSummary
+from datastill.modalities.interactions_table import Interactions
+
+CUTOFFS = (10, 100)
+SMOOTHING = 0.1
+"""Mass that a clustered start spreads over all items, so that every logit is finite: this part of the row's own."""
+SUMMARY_OPTIONS = ("init_scale", "export_length", "draws", "sampler", "temperature", "weighted", "cardinality")
+PAIR_BYTES = 8
+"""A stored interaction: user and item as two 32-bit integers. A weight takes 4 bytes more."""
+
+
+class InteractionsModality(Modality):
+    """User-item implicit feedback, through the items that each user has.
+
+    Users are one group. Inputs are rows over all items, `SparseRows` for real users and dense for synthetic ones; a learner
+    gives every item a score. `real(size)` holds out a part of each user's training items (afresh at each call): the others are
+    the input, and the loss asks for those held out. `real()` has whole rows as inputs and as targets, for training on all users.
+
+    Scores follow Distill-CF (Sachdeva et al. 2022, arXiv 2206.02626), see `interactions_metrics`: a user is read through the
+    training items, and for the test split also the validation items; these are not recommended again; users with held-out
+    items are averaged. Keys: hr@10, ndcg@10, hr@100, ndcg@100.
+
+    Args:
+        splits: as `split_log` gives them.
+        holdout: fraction of a real user's items that `real(size)` hides, in [0, 1): a user with n >= 2 items has
+            max(1, round(holdout * n)) hidden. 0 hides nothing: the input row is the target, as in Distill-CF.
+        width: hidden units of the finite autoencoder.
+        chunk: users scored at once; memory is about chunk * items * 20 bytes.
+    """
+
+    kind: ClassVar[str] = "interactions"
+    metric: ClassVar[str] = "ndcg@10"
+    learners: ClassVar[tuple[str, ...]] = ("autoencoder",)
+    evaluator: ClassVar[str | None] = "ntk"
+    ridges: ClassVar[tuple[float, ...]] = (1e-3, 1e-2, 1e-1, 1.0, 5.0, 20.0, 50.0)
+
+    def __init__(self, splits: Splits, *, holdout: float = 0.2, width: int = 256, chunk: int = 1024) -> None:
+        require(
+            isinstance(holdout, int | float) and 0 <= holdout < 1,
+            f"holdout must be a number in [0, 1), got {holdout!r}.",
+        )
+        self.splits = splits
+        self.holdout = float(holdout)
+        self.width = check_count("width", width)
+        self.chunk = check_count("chunk", chunk)
+        self.items = len(splits.item_ids)
+        self.trained = np.flatnonzero(np.diff(splits.train.indptr))
+
+    @classmethod
+    def from_logs(
+        cls,
+        logs: Any,
+        *,
+        validation: float = 0.1,
+        test: float = 0.1,
+        split: str = "random",
+        core: int = 1,
+        duplicates: str = "once",
+        seed: int = 0,
+        holdout: float = 0.2,
+        width: int = 256,
+        chunk: int = 1024,
+        **columns: Any,
+    ) -> InteractionsModality:
+        """Read, clean and split logs.
+
+        Args:
+            logs: anything that `read_interactions` takes; `columns` are its options.
+            validation, test, split, seed: see `split_log` (`split` is its `order`).
+            core: every user and item keeps at least this many interactions, see `k_core`.
+            duplicates: "once" or "refuse", see `distinct`.
+            holdout, width, chunk: see the class.
+        """
+        log = k_core(distinct(read_interactions(logs, **columns), duplicates), core)  # type: ignore[arg-type]
+        splits = split_log(log, validation=validation, test=test, order=split, seed=seed)  # type: ignore[arg-type]
+        return cls(splits, holdout=holdout, width=width, chunk=chunk)
+
+    # --- the target dataset -------------------------------------------------------------------------------------------
+
+    @property
+    def group_sizes(self) -> list[int]:
+        return [len(self.trained)]
+
+    def draw(self, size: int | None, groups: Sequence[int], rng: torch.Generator | None) -> Batch:
+        parts = []
+        for group in groups:
+            if group != 0:
+                raise InputError(f"Recommender logs have one group, 0; got group {group!r}.")
+            users = self.trained
+            if size is not None:
+                users = users[torch.randperm(len(users), generator=rng)[:size].numpy()]
+            parts.append(users)
+        users = np.concatenate(parts) if parts else self.trained[:0]
+        rows = self.splits.train[users]
+        zeros = torch.zeros(len(users), dtype=torch.int64)
+        if rng is None or size is None or self.holdout == 0:
+            whole = sparse_rows(rows)
+            return Batch(whole, whole, zeros)
+        hidden = hide(rows, self.holdout, rng)
+        counts = np.diff(rows.indptr)
+        single = np.repeat(counts < 2, counts)  # a user's only item is both what is read and what is to be found
+        read, seen = entries(rows, ~hidden | single), entries(rows, ~hidden)
+        return Batch(sparse_rows(read), Held(sparse_rows(entries(rows, hidden)), sparse_rows(seen)), zeros)
+
+    def fingerprint(self) -> str:
+        digest = hashlib.sha256()
+        for ids in (self.splits.user_ids, self.splits.item_ids):
+            digest.update("\x1f".join(map(str, ids.tolist())).encode() + b"\x1e")
+        for part in (self.splits.train, self.splits.validation, self.splits.test):
+            digest.update(part.indptr.astype("<i8").tobytes() + part.indices.astype("<i8").tobytes())
+        return digest.hexdigest()
+
+    # --- learners and kernels -----------------------------------------------------------------------------------------
+
+    def build(self, name: str) -> UserAutoencoder:
+        return UserAutoencoder(self.items, self.width)
+
+    def over_inputs(self, kernel: Kernel) -> Kernel:
+        return VectorKernel(matrix, kernel)
+
+    def loss(self, outputs: Tensor, targets: UserRows | Held) -> Tensor:
+        """Multinomial negative log-likelihood of the targets, for each interaction.
+
+        With p_u the softmax of user u's outputs over the items that are not `seen`, and t the targets' weights, this is
+        -sum_ui t_ui log p_ui / sum_ui t_ui. So a user counts as much as there are items to be found.
+        """
+        if isinstance(targets, Held):
+            seen = torch.zeros(outputs.shape, dtype=torch.bool, device=outputs.device)
+            seen[targets.seen.owners, targets.seen.columns] = True
+            return self.loss(outputs.masked_fill(seen, -torch.inf), targets.rows)
+        spread = outputs.logsumexp(1)
+        if isinstance(targets, SparseRows):
+            owners, values = targets.owners, targets.values
+            gaps = (spread[owners] - outputs[owners, targets.columns]) * values
+            return gaps.sum() / values.sum()
+        mass = targets.sum(1)
+        return ((spread * mass).sum() - (targets * outputs).sum()) / mass.sum()
+
+    def encode(self, targets: UserRows | Held) -> Tensor:
+        """The rows of items to be found, dense (n, items)."""
+        rows = targets.rows if isinstance(targets, Held) else targets
+        return rows.dense() if isinstance(rows, SparseRows) else rows
+
+    def ridge_loss(self, predictions: Tensor, targets: UserRows | Held) -> Tensor:
+        """The same as `loss`, with predictions as logits, as in Distill-CF."""
+        return self.loss(predictions, targets)
+
+    # --- training and scores ------------------------------------------------------------------------------------------
+
+    def protocol(self, learner: str) -> Protocol:
+        # It over-fits within a few hundred steps on real users, and later on synthetic ones: the best moment is kept.
+        return Protocol(steps=300, optimizer="adam", lr=1e-3, batch_size=256, schedule="constant", validate_every=20)
+
+    @torch.no_grad()
+    def fit_kernel(self, batch: Batch, kernel: Kernel) -> Predictor:
+        """Ridge regression with the ridge of `ridges` that is best on the validation split; Gram matrices are formed once."""
+        targets = self.encode(batch.targets)
+        gram = kernel(batch.inputs, batch.inputs)
+        candidates = [ridge_solve(gram, targets, ridge) for ridge in self.ridges]
+        totals = [0.0] * len(candidates)
+        for context, relevant in self._held_out("validation"):
+            cross = kernel(context, batch.inputs)
+            for number, coefficients in enumerate(candidates):
+                found = ranking_metrics(cross @ coefficients, context, relevant, CUTOFFS[:1])
+                totals[number] += float(found[self.metric].sum())
+        return KernelMachine(kernel, batch.inputs, candidates[int(np.argmax(totals))])
+
+    def check_split(self, split: Split) -> None:
+        next(self._held_out(split))
+
+    @torch.no_grad()
+    def score(self, predictor: Predictor, split: Split) -> dict[str, float]:
+        sums: dict[str, float] = {}
+        users = 0
+        for context, relevant in self._held_out(split):
+            users += len(relevant)
+            for name, values in ranking_metrics(predictor(context), context, relevant, CUTOFFS).items():
+                sums[name] = sums.get(name, 0.0) + float(values.sum())
+        return {name: total / users for name, total in sums.items()}
+
+    def _held_out(self, split: Split) -> Iterator[tuple[SparseRows, SparseRows]]:
+        """Chunks of users with held-out items: the items they are read through, and those to be found."""
+        context, wanted = self.splits.train, self.splits.validation
+        if split == "test":
+            context, wanted = context + wanted, self.splits.test
+        elif split != "validation":
+            raise unknown_name("split", split, ("validation", "test"))
+        users = np.flatnonzero(np.diff(wanted.indptr))
+        require(len(users) > 0, f"There are no {split} interactions; make some with {split}=0.1 or a split column.")
+        for start in range(0, len(users), self.chunk):
+            some = users[start : start + self.chunk]
+            yield self._placed(context[some]), self._placed(wanted[some])
+
+    def _placed(self, rows: sp.csr_matrix) -> SparseRows:
+        """Users on `device` and in `dtype`."""
+        found: SparseRows = map_tensors(
+            lambda tensor: tensor.to(self.device, self.dtype if tensor.is_floating_point() else None), sparse_rows(rows)
+        )
+        return found
+
+    # --- summaries and native datasets --------------------------------------------------------------------------------
+
+    def summary(
+        self, counts: Sequence[int], *, rng: torch.Generator, init: str = "real", **options: Any
+    ) -> InteractionsSummary:
+        """Synthetic users as logits over items.
+
+        Args:
+            counts: one number, of users; not more than there are real ones.
+            rng: of the initial values.
+            init: "real" (rows of random real users, each item `init_scale` above the others), "active" (those of the
+                users with most items), "noise" (standard normals), or "kmeans" (mean rows of clusters of users, see
+                `cluster_means`: for the mean-field sampler they come out as they are, but for a slight smoothing; a good
+                summary before any training).
+            options: `init_scale` (default 4); `export_length`, how many items each user exports (default: the mean of real
+                users); `draws` (default: the same, but at most a quarter of the items); and the others of
+                `InteractionsSummary`.
+        """
+        users = self._check_counts(counts)
+        for name in options:
+            if name not in SUMMARY_OPTIONS:
+                raise unknown_name("option of a summary of interactions", name, SUMMARY_OPTIONS)
+        scale = options.pop("init_scale", 4.0)
+        require(isinstance(scale, int | float) and scale > 0, f"init_scale must be a positive number, got {scale!r}.")
+        if init == "noise":
+            logits = torch.randn(users, self.items, generator=rng)
+        elif init == "kmeans":
+            means = torch.from_numpy(cluster_means(self.splits.train[self.trained], users, rng))
+            masses = means.sum(1)
+            temperature = float(options.get("temperature", TEMPERATURE))
+            logits = temperature * (means / masses[:, None] + SMOOTHING / self.items).log()
+            logits = logits - logits.mean(1, keepdim=True)
+            if "draws" not in options:
+                options["masses"] = masses
+        elif init in ("real", "active"):
+            logits = scale * sparse_rows(self.splits.train[self._pick(users, init, rng)]).dense()
+        else:
+            raise unknown_name("init", init, ("real", "active", "noise", "kmeans"))
+        mean = max(1, round(self.splits.train.nnz / len(self.trained)))
+        length = min(check_count("export_length", options.pop("export_length", mean)), self.items)
+        options.setdefault("draws", max(1, min(mean, self.items // 4)))
+        return InteractionsSummary(logits, self.splits.item_ids, np.full(users, length), **options)
+
+    def read(self, dataset: Interactions) -> Batch:
+        found, _, _ = dataset.to_csr(self.splits.item_ids)
+        rows = self._placed(found)
+        return Batch(rows, rows, torch.zeros(len(rows), dtype=torch.int64, device=self.device))
+
+    def subset(self, counts: Sequence[int], *, rng: torch.Generator) -> Interactions:
+        return self._table(self._pick(self._check_counts(counts), "real", rng))
+
+    def size(self, dataset: Interactions) -> Size:
+        return Size(dataset.num_users, len(dataset) * (PAIR_BYTES + 4 * (dataset.weights is not None)))
+
+    def full_size(self) -> Size:
+        return Size(len(self.trained), self.splits.train.nnz * PAIR_BYTES)
+
+    @staticmethod
+    def pack(dataset: Interactions) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        tensors: dict[str, Tensor] = {}
+        meta: dict[str, Any] = {}
+        for name, column in (("users", dataset.users), ("items", dataset.items)):
+            if column.dtype.kind in "iu":
+                tensors[name] = torch.as_tensor(column.astype(np.int64))
+            else:
+                ids, codes = np.unique(column, return_inverse=True)
+                meta[name] = ids.tolist()
+                tensors[name] = torch.as_tensor(codes.astype(np.int64))
+        if dataset.weights is not None:
+            tensors["weights"] = torch.as_tensor(dataset.weights.copy())
+        return tensors, meta
+
+    @staticmethod
+    def unpack(tensors: dict[str, Tensor], meta: dict[str, Any]) -> Interactions:
+        columns = {name: tensors[name].numpy() for name in ("users", "items")}
+        for name, ids in meta.items():
+            columns[name] = np.array(ids)[columns[name]]
+        return Interactions(**columns, weights=tensors["weights"].numpy() if "weights" in tensors else None)
+
+    def _check_counts(self, counts: Sequence[int]) -> int:
+        require(len(counts) == 1, f"counts must be one number, of users, because logs have one group; got {counts!r}.")
+        users = check_count("users", int(counts[0]))
+        if users > len(self.trained):
+            raise InputError(
+                f"users must be at most {len(self.trained)}, the number of real users with training items; got {users}."
+            )
+        return users
+
+    def _pick(self, users: int, how: str, rng: torch.Generator) -> np.ndarray:
+        """Positions of real users: random ones, or those with most training items (ties in the order of ids)."""
+        if how == "active":
+            lengths = np.diff(self.splits.train.indptr)
+            return np.argsort(-lengths, kind="stable")[:users]
+        return self.trained[torch.randperm(len(self.trained), generator=rng)[:users].numpy()]
+
+    def _table(self, users: np.ndarray) -> Interactions:
+        rows = self.splits.train[users]
+        owners = np.repeat(self.splits.user_ids[users], np.diff(rows.indptr))
+        return Interactions(owners, self.splits.item_ids[rows.indices])

@@ -1,0 +1,52 @@
+"""k-means, by which summaries are initialised."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def k_means(points: Tensor, count: int, rng: torch.Generator, *, rounds: int = 50) -> Tensor:
+    """Centres (count, d) by Lloyd's algorithm from a k-means++ start (Arthur & Vassilvitskii 2007).
+
+    Args:
+        points: (n, d).
+        count: centres, from 1 to n.
+        rng: of the start.
+        rounds: at most so many passes; fewer if the assignment stops changing.
+    """
+    chosen = [int(torch.randint(len(points), (), generator=rng))]
+    nearest = _squared_distances(points, points[chosen]).squeeze(1)
+    while len(chosen) < count:
+        weights = nearest if bool((nearest > 0).any()) else torch.ones_like(nearest)
+        chosen.append(int(torch.multinomial(weights.double(), 1, generator=rng)))
+        nearest = torch.minimum(nearest, _squared_distances(points, points[chosen[-1:]]).squeeze(1))
+    centres = points[chosen]
+    owner = torch.full((len(points),), -1)
+    for _ in range(rounds):
+        gaps, found = _squared_distances(points, centres).min(1)
+        if torch.equal(found, owner):
+            break
+        owner = found
+        sizes = torch.bincount(owner, minlength=count)
+        sums = torch.zeros_like(centres).index_add_(0, owner, points)
+        centres = sums / sizes.clamp(min=1)[:, None].to(points.dtype)
+        # A centre that has lost all of its points restarts at a point that is far from its own centre.
+        empty = (sizes == 0).nonzero().squeeze(1)
+        centres[empty] = points[gaps.argsort(descending=True, stable=True)[: len(empty)]]
+    return centres
+
+
+def nearest_members(points: Tensor, centres: Tensor) -> Tensor:
+    """For each centre (k, d) the position of the nearest of `points` (n, d), k <= n, that no earlier centre took."""
+    distances = _squared_distances(centres, points)
+    chosen: list[int] = []
+    for row in distances:
+        row[chosen] = torch.inf
+        chosen.append(int(row.argmin()))
+    return torch.tensor(chosen, dtype=torch.int64)
+
+
+def _squared_distances(a: Tensor, b: Tensor) -> Tensor:
+    squares = a.square().sum(1)[:, None] + b.square().sum(1)[None] - 2 * a @ b.T
+    return squares.clamp_(min=0)
