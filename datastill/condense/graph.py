@@ -1,0 +1,109 @@
+"""`condense_graph`: a PyG `Data` in, a PyG `Data` with a few dozen nodes out."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from datastill.condense.common import find_recipe, run_recipe
+from datastill.errors import check_count, check_ratio, require, unknown_name
+from datastill.modalities.graph import ADJACENCIES, GraphModality
+from datastill.modalities.graph_data import SplitChoice
+from datastill.recipe import Recipe
+from datastill.recipebook import recipes
+
+
+def condense_graph(
+    data: Any,
+    *,
+    ratio: float | None = None,
+    nodes: int | None = None,
+    per_class: int | None = None,
+    adjacency: Literal["none", "learned", "bernoulli"] | None = None,
+    recipe: str | Recipe | None = None,
+    split: SplitChoice = 0,
+    setting: Literal["transductive", "inductive"] = "transductive",
+    unlabelled: Literal["ignore", "teach"] | None = None,
+    seed: int = 0,
+    steps: int | None = None,
+    out: str | Path | None = None,
+    device: str | torch.device | None = None,
+    progress: bool = True,
+) -> Any:
+    """Distil a graph whose nodes have classes into a small one on which any graph network trains almost as well.
+
+    Give exactly one of `ratio`, `nodes` and `per_class`. With `ratio` and `nodes` the classes share the budget as they
+    share the training nodes, at least one node each.
+
+    Args:
+        data: a `torch_geometric.data.Data` with x, edge_index, y and, where there are, edge_weight and masks; it is not
+            changed. `datastill.modalities.graph_data.read_graph` says what is made where masks are missing.
+        ratio: synthetic nodes as a share of ALL nodes in `data`, labelled or not, in (0, 1]; rounded down. On Cora's
+            2,708 nodes 0.013 is 35 nodes, a quarter of its 140 training nodes.
+        nodes: synthetic nodes in all.
+        per_class: synthetic nodes of each class.
+        adjacency: edges of the result, in place of the recipe's choice: "none" (networks read its features as already
+            propagated), "learned" from features, or "bernoulli" (free).
+        recipe: one of `datastill.recipes` for graphs, or None for the default.
+        split: which column of masks of shape (n, splits), or {"train": ids, "valid": ids, "test": ids}.
+        setting: "transductive" or "inductive" (distil the graph of the training nodes alone).
+        unlabelled: "teach" lets nodes without a training label join the target dataset, with the classes that a kernel
+            machine gives them which learned from the training labels; "ignore" leaves them their features only. None is
+            "teach" for the default recipe in the transductive setting and else "ignore", as in the published methods.
+        seed: of everything random.
+        steps: outer steps, in place of the recipe's.
+        out: run folder for the artifact, the metrics and checkpoints from which a killed run goes on. None writes
+            nothing.
+        device: where to compute; None is the CPU.
+        progress: whether a progress bar is shown on stderr.
+
+    Returns:
+        A `Data` on the CPU with x (in the input's scale), edge_index, edge_weight (if edges are learned from features),
+        y (soft if the recipe learns labels) and train_mask (all True). PyG's networks train on it as on any other
+        graph.
+
+    Raises:
+        InputError: for data or arguments that cannot be used, before work starts.
+    """
+    budgets = {"ratio": ratio, "nodes": nodes, "per_class": per_class}
+    given = [name for name, value in budgets.items() if value is not None]
+    require(
+        len(given) == 1,
+        f"Give exactly one of ratio, nodes and per_class, got {', '.join(given) if given else 'none of them'}.",
+    )
+    if ratio is not None:
+        check_ratio("ratio", ratio)
+    if nodes is not None:
+        check_count("nodes", nodes)
+    if per_class is not None:
+        check_count("per_class", per_class)
+    chosen = find_recipe(recipe, "graph")
+    if adjacency is not None:
+        chosen = _with_adjacency(chosen, adjacency)
+    if unlabelled is None:
+        own = chosen.name == recipes.defaults["graph"] and setting == "transductive"
+        unlabelled = "teach" if own else "ignore"
+    modality = GraphModality(data, split=split, setting=setting, unlabelled=unlabelled, seed=seed)
+    if per_class is not None:
+        counts = [per_class] * modality.num_classes
+    else:
+        counts = modality.allocate(int(ratio * data.num_nodes) if nodes is None and ratio is not None else nodes or 0)
+    result = run_recipe(modality, counts, chosen, seed=seed, steps=steps, out=out, device=device, progress=progress)
+    return result.export()
+
+
+def _with_adjacency(recipe: Recipe, adjacency: str) -> Recipe:
+    """The recipe with other edges; a summary without edges has no rate or turn for them."""
+    if adjacency not in ADJACENCIES:
+        raise unknown_name("adjacency", adjacency, ADJACENCIES)
+    lr, alternate = recipe.lr, recipe.alternate
+    if adjacency == "none":
+        if isinstance(lr, Mapping):
+            lr = {name: rate for name, rate in lr.items() if name != "adjacency"}
+        if alternate is not None and "adjacency" in alternate:
+            alternate = None
+    return dataclasses.replace(recipe, summary={**recipe.summary, "adjacency": adjacency}, lr=lr, alternate=alternate)

@@ -1,0 +1,67 @@
+"""`condense_images`: labelled images in, a few synthetic images out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import TensorDataset
+
+from datastill.condense.common import find_recipe, run_recipe
+from datastill.errors import check_count
+from datastill.modalities.augmentation import NO_FLIP
+from datastill.modalities.image import ImageModality
+from datastill.recipe import Recipe
+
+
+def condense_images(
+    data: Any,
+    labels: Any = None,
+    *,
+    per_class: int = 10,
+    recipe: str | Recipe | None = None,
+    validation: Any = None,
+    test: Any = None,
+    augmentation: str = NO_FLIP,
+    seed: int = 0,
+    steps: int | None = None,
+    out: str | Path | None = None,
+    device: str | torch.device | None = None,
+    progress: bool = True,
+) -> TensorDataset:
+    """Distil labelled images into `per_class` synthetic images of each class, on which a network trains almost as well.
+
+    Args:
+        data: training images of one size: a tensor or array (n, h, w) or (n, c, h, w), uint8 or floating, with
+            `labels`; a pair (images, labels); any `Dataset` of (image, label) with PIL images, tensors or arrays; or
+            the path of a folder with one subfolder a class.
+        labels: class ids 0, 1, ... for a tensor or an array.
+        per_class: images of each class in the result, at least 1.
+        recipe: one of `datastill.recipes` for images, or None for the default.
+        validation: the share of the images that is set apart to select the summary, in (0, 1), or validation images
+            in any form of `data`; None is a tenth, at most 5000.
+        test: test images in any form of `data`, never used in distillation; they let `evaluate` score a run of `out`.
+        augmentation: operations joined by "_" out of color, crop, cutout, flip, scale and rotate, or "none". The
+            default has no flip; add it where a mirror image means the same.
+        seed: of everything random.
+        steps: outer steps, in place of the recipe's.
+        out: run folder for the artifact, the metrics and checkpoints from which a killed run goes on. None writes
+            nothing.
+        device: where to compute; None is the CPU.
+        progress: whether a progress bar is shown on stderr.
+
+    Returns:
+        Images (n, c, h, w) in the scale and number type of `data`, in order of class, and their labels: class ids, or
+        distributions over classes if the recipe learns them.
+
+    Raises:
+        InputError: for data or arguments that cannot be used, before work starts.
+    """
+    check_count("per_class", per_class)
+    chosen = find_recipe(recipe, "image")
+    modality = ImageModality(data, labels, validation=validation, test=test, augmentation=augmentation, seed=seed)
+    counts = [per_class] * modality.num_groups
+    result = run_recipe(modality, counts, chosen, seed=seed, steps=steps, out=out, device=device, progress=progress)
+    exported: TensorDataset = result.export()
+    return exported

@@ -1,0 +1,89 @@
+"""`condense_interactions`: a recommender log in, far fewer rows out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from datastill.condense.common import find_recipe, run_recipe
+from datastill.errors import check_count
+from datastill.modalities.interactions import InteractionsModality
+from datastill.modalities.interactions_table import Interactions
+from datastill.recipe import Recipe
+
+
+def condense_interactions(
+    logs: Any,
+    *,
+    users: int = 500,
+    recipe: str | Recipe | None = None,
+    user_column: str | None = None,
+    item_column: str | None = None,
+    rating_column: str | None = None,
+    min_rating: float | None = None,
+    time_column: str | None = None,
+    split_column: str | None = None,
+    validation: float = 0.1,
+    test: float = 0.1,
+    split: str = "random",
+    core: int = 1,
+    duplicates: str = "once",
+    seed: int = 0,
+    steps: int | None = None,
+    out: str | Path | None = None,
+    device: str | torch.device | None = None,
+    progress: bool = True,
+) -> Interactions:
+    """Distil a log of user-item interactions into rows of a few synthetic users, on which a recommender trains almost as well.
+
+    Args:
+        logs: .parquet, .csv, .tsv or RecBole .inter files (a path, a list of paths, a folder or a glob pattern), a pandas,
+            polars or Arrow table, or a SciPy sparse matrix (users, items).
+        users: synthetic users in the result, at least 1 and at most the number of real ones.
+        recipe: one of `datastill.recipes` for interactions, or None for the default.
+        user_column: name of the column of user ids, integers or strings; None finds the usual names.
+        item_column: name of the column of item ids, likewise.
+        rating_column: name of the column that `min_rating` is about; None finds the usual names.
+        min_rating: least rating that counts as an interaction; None counts all rows.
+        time_column: name of the column of times, for `split="time"`; None finds the usual names.
+        split_column: name of a column that says train, validation or test; None splits each user's items at random or by time.
+        validation: fraction of each user's items that is set apart to select the summary, in (0, 0.4].
+        test: fraction that is never used in distillation and lets `evaluate` score a run of `out`, in [0, 0.4].
+        split: "random", or "time" to set the latest items of each user apart.
+        core: every user and item keeps at least this many interactions; others are dropped.
+        duplicates: of a (user, item) pair: "once" keeps one, "refuse" is an error.
+        seed: of everything random.
+        steps: outer steps, in place of the recipe's.
+        out: run folder for the artifact, the metrics and checkpoints from which a killed run goes on. None writes nothing.
+        device: where to compute; None is the CPU.
+        progress: whether a progress bar is shown on stderr.
+
+    Returns:
+        (user, item, weight) rows with the original item ids; synthetic users are 0, 1, ... Each has as many items as real
+        users on average. `weight` in (0, 1] says how strongly an item counts; a recommender that takes no weights ignores it.
+
+    Raises:
+        InputError: for logs or arguments that cannot be used, before work starts.
+    """
+    check_count("users", users)
+    chosen = find_recipe(recipe, "interactions")
+    modality = InteractionsModality.from_logs(
+        logs,
+        user_column=user_column,
+        item_column=item_column,
+        rating_column=rating_column,
+        min_rating=min_rating,
+        time_column=time_column,
+        split_column=split_column,
+        validation=validation,
+        test=test,
+        split=split,
+        core=core,
+        duplicates=duplicates,
+        seed=seed,
+    )
+    result = run_recipe(modality, [users], chosen, seed=seed, steps=steps, out=out, device=device, progress=progress)
+    exported: Interactions = result.export()
+    return exported

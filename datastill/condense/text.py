@@ -1,0 +1,75 @@
+"""`condense_text`: labelled texts in, a few readable texts out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from datastill.condense.common import find_recipe, run_recipe
+from datastill.errors import check_count
+from datastill.modalities.text import Embeddings, TextDataset, TextModality
+from datastill.recipe import Recipe
+
+
+def condense_text(
+    texts: Any,
+    labels: Any = None,
+    *,
+    per_class: int = 5,
+    embeddings: Embeddings | Mapping[str, Any] | str | Path | None = None,
+    recipe: str | Recipe | None = None,
+    validation: Any = None,
+    test: Any = None,
+    max_length: int | None = None,
+    download: bool = False,
+    seed: int = 0,
+    steps: int | None = None,
+    out: str | Path | None = None,
+    device: str | torch.device | None = None,
+    progress: bool = True,
+) -> TextDataset:
+    """Distil labelled texts into `per_class` readable texts of each class, on which a classifier trains almost as well.
+
+    Args:
+        texts: training texts (with `labels`), a pair (texts, labels), or a dataset with columns "text" and "label".
+        labels: one integer or string a text.
+        per_class: texts of each class in the result, at least 1.
+        embeddings: token vectors: None builds them from the texts; or a file of word vectors, a mapping of words to vectors,
+            a Hugging Face model's name or folder.
+        recipe: one of `datastill.recipes` for text, or None for the default.
+        validation: the share of the texts that is set apart to select the summary, in (0, 1), or validation texts in any form
+            of `texts`; None is a tenth.
+        test: test texts in any form of `texts`, never used in distillation; they let `evaluate` score a run of `out`.
+        max_length: tokens at which a text is cut; None takes the 95 % quantile of the texts, at most 64.
+        download: whether a Hugging Face model that is not on this machine may be fetched.
+        seed: of everything random.
+        steps: outer steps, in place of the recipe's.
+        out: run folder for the artifact, the metrics and checkpoints from which a killed run goes on. None writes nothing.
+        device: where to compute; None is the CPU.
+        progress: whether a progress bar is shown on stderr.
+
+    Returns:
+        Texts with their labels, and soft labels if the recipe learns them.
+
+    Raises:
+        InputError: for data or arguments that cannot be used, before work starts.
+    """
+    check_count("per_class", per_class)
+    chosen = find_recipe(recipe, "text")
+    modality = TextModality(
+        texts,
+        labels,
+        embeddings=embeddings,
+        validation=validation,
+        test=test,
+        max_length=max_length,
+        download=download,
+        seed=seed,
+    )
+    counts = [per_class] * modality.num_groups
+    result = run_recipe(modality, counts, chosen, seed=seed, steps=steps, out=out, device=device, progress=progress)
+    exported: TextDataset = result.export()
+    return exported
