@@ -1,0 +1,174 @@
+"""The propagation operator, sparse algebra and graph learners, against PyG, dense algebra and finite differences."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from datastill.backbones.batch import Batch, map_tensors, tensors_of, with_tensors
+from datastill.backbones.graph import GCN, SGC, NodeMLP
+from datastill.backbones.nodes import Csr, Nodes, normalised, normalised_dense
+
+N = 12
+
+
+def random_edges(seed: int, count: int = 30, nodes: int = N) -> tuple[Tensor, Tensor]:
+    """Directed weighted edges without repetition, two loops among them; the last node has none."""
+    rng = torch.Generator().manual_seed(seed)
+    places = torch.randperm((nodes - 1) ** 2, generator=rng)[:count]
+    edges = torch.stack([places // (nodes - 1), places % (nodes - 1)])
+    edges = edges[:, edges[0] != edges[1]]
+    edges = torch.cat([edges, torch.tensor([[2, 5], [2, 5]])], 1)
+    return edges, torch.rand(edges.shape[1], generator=rng) + 0.1
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_operator_is_that_of_pyg(seed: int, weighted: bool) -> None:
+    conv = pytest.importorskip("torch_geometric.nn.conv.gcn_conv")
+    edges, weights = random_edges(seed)
+    index, values = conv.gcn_norm(edges, weights if weighted else None, N, add_self_loops=True)
+    expected = torch.zeros(N, N).index_put_((index[1], index[0]), values, accumulate=True)
+    found = normalised(edges, weights if weighted else None, N).dense()
+    torch.testing.assert_close(found, expected)
+
+
+def test_repeated_edges_are_added() -> None:
+    twice = normalised(torch.tensor([[0, 0], [1, 1]]), torch.tensor([0.5, 1.5]), 2)
+    once = normalised(torch.tensor([[0], [1]]), torch.tensor([2.0]), 2)
+    torch.testing.assert_close(twice.dense(), once.dense())
+
+
+def test_dense_operator_agrees_with_the_sparse_one() -> None:
+    rng = torch.Generator().manual_seed(3)
+    weights = torch.rand(N, N, generator=rng).triu(1)
+    weights = weights + weights.T
+    target, source = weights.nonzero(as_tuple=True)
+    sparse = normalised(torch.stack([source, target]), weights[target, source], N)
+    torch.testing.assert_close(normalised_dense(weights), sparse.dense())
+
+
+def test_csr_algebra_is_that_of_dense_matrices() -> None:
+    rng = torch.Generator().manual_seed(0)
+    dense = torch.where(torch.rand(7, 5, generator=rng) < 0.4, torch.randn(7, 5, generator=rng), 0.0)
+    row, column = dense.nonzero(as_tuple=True)
+    matrix = Csr.from_entries(row, column, dense[row, column], (7, 5))
+    other = torch.randn(5, 3, generator=rng)
+    index = torch.tensor([6, 0, 0, 3])
+    torch.testing.assert_close(matrix @ other, dense @ other)
+    torch.testing.assert_close(matrix.dense(), dense)
+    torch.testing.assert_close(matrix.transposed.dense(), dense.T)
+    torch.testing.assert_close(matrix.rows(index).dense(), dense[index])
+    small, used = matrix.rows(index).compact()
+    torch.testing.assert_close(small @ other[used], dense[index] @ other)
+    assert matrix.rows(torch.empty(0, dtype=torch.int64)).shape == (0, 5)
+
+
+def test_csr_product_has_first_and_second_derivatives() -> None:
+    edges, weights = random_edges(4)
+    matrix = normalised(edges, weights, N, torch.float64)
+    values = torch.randn(N, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(1), requires_grad=True)
+    assert torch.autograd.gradcheck(lambda v: (matrix @ v).sin(), values)
+    assert torch.autograd.gradgradcheck(lambda v: (matrix @ v).sin(), values)
+    by_func = torch.func.grad(lambda v: (matrix @ v).sin().sum())(values.detach())
+    torch.testing.assert_close(by_func, matrix.dense().T @ (matrix.dense() @ values.detach()).cos())
+
+
+def graph(dtype: torch.dtype = torch.float32) -> tuple[Tensor, Csr]:
+    edges, weights = random_edges(5)
+    features = torch.randn(N, 4, generator=torch.Generator().manual_seed(2)).to(dtype)
+    return features, normalised(edges, weights, N, dtype)
+
+
+@pytest.mark.parametrize("hops", [0, 1, 2, 3])
+def test_propagation_is_a_matrix_power(hops: int) -> None:
+    features, operator = graph()
+    rows = torch.tensor([4, 0, 11, 4])
+    expected = (torch.linalg.matrix_power(operator.dense(), hops) @ features)[rows]
+    for nodes in (
+        Nodes.constant(features, operator).at(rows),
+        Nodes(features, operator, rows),
+        Nodes(features, operator.dense(), rows),
+    ):
+        torch.testing.assert_close(nodes.propagated(hops), expected)
+    torch.testing.assert_close(Nodes(features, None, rows).propagated(hops), features[rows])
+
+
+def test_cache_serves_takes_and_is_dropped_when_tensors_change() -> None:
+    features, operator = graph()
+    nodes = Nodes.constant(features, operator)
+    assert nodes.hops is not None
+    part = nodes.take(torch.tensor([1, 3])).take(torch.tensor([1]))
+    assert part.hops is nodes.hops
+    assert part.features is features
+    assert part.rows.tolist() == [3]
+    assert map_tensors(Tensor.detach, nodes).hops is nodes.hops
+    moved = Batch(nodes, nodes.rows, nodes.rows).to(dtype=torch.float64).inputs
+    assert moved.hops is None
+    doubled = with_tensors(
+        nodes, [tensor * 2 if tensor.is_floating_point() else tensor for tensor in tensors_of(nodes)]
+    )
+    torch.testing.assert_close(doubled.propagated(2), 8 * nodes.propagated(2))
+
+
+def test_gcn_and_sgc_are_those_of_pyg() -> None:
+    nn = pytest.importorskip("torch_geometric.nn")
+    edges, weights = random_edges(6)
+    features = torch.randn(N, 4, generator=torch.Generator().manual_seed(7))
+    rows = torch.tensor([3, 11, 0])
+    nodes = Nodes.constant(features, normalised(edges, weights, N)).at(rows)
+
+    gcn = GCN(4, 3, hidden=8).eval()
+    torch.nn.init.normal_(gcn.first.bias)
+    first, second = nn.GCNConv(4, 8), nn.GCNConv(8, 3)
+    sgc = SGC(4, 3, hops=2).eval()
+    theirs = nn.SGConv(4, 3, K=2)
+    with torch.no_grad():
+        first.lin.weight.copy_(gcn.first.weight)
+        first.bias.copy_(gcn.first.bias)
+        second.lin.weight.copy_(gcn.head.weight)  # type: ignore[operator]
+        second.bias.copy_(gcn.head.bias)  # type: ignore[operator]
+        theirs.lin.weight.copy_(sgc.head.weight)
+        theirs.lin.bias.copy_(sgc.head.bias)
+    expected = second(torch.relu(first(features, edges, weights)), edges, weights)[rows]
+    torch.testing.assert_close(gcn(nodes), expected)
+    torch.testing.assert_close(sgc(nodes), theirs(features, edges, weights)[rows])
+
+
+def test_learners_agree_on_sparse_dense_and_absent_edges() -> None:
+    features, operator = graph()
+    rows = torch.tensor([5, 2])
+    everything = torch.arange(N)
+    lonely = normalised(torch.empty(2, 0, dtype=torch.int64), None, N)
+    for learner in (GCN(4, 3, hidden=8), SGC(4, 3), NodeMLP(4, 3, hidden=8)):
+        learner.eval()
+        sparse = learner(Nodes.constant(features, operator).at(rows))
+        torch.testing.assert_close(learner(Nodes(features, operator.dense(), rows)), sparse)
+        torch.testing.assert_close(learner(Nodes(features, operator, everything))[rows], sparse)
+        without = learner(Nodes(features, None, rows))
+        torch.testing.assert_close(learner(Nodes(features, lonely, rows)), without)
+        layers = learner.layers(Nodes(features, operator, rows))
+        assert all(len(layer) == 2 for layer in layers)
+        torch.testing.assert_close(layers[-1], learner.embed(Nodes(features, operator, rows)))
+
+
+@pytest.mark.parametrize("kind", [GCN, SGC])
+def test_gradients_in_features_and_dense_edges(kind: type[GCN] | type[SGC]) -> None:
+    features, operator = graph(torch.float64)
+    learner = kind(4, 3).double().eval()
+    rows = torch.tensor([1, 7])
+
+    def outputs(x: Tensor, a: Tensor) -> Tensor:
+        return learner(Nodes(x, a, rows))
+
+    assert torch.autograd.gradcheck(outputs, (features.requires_grad_(), operator.dense().requires_grad_()))
+
+
+def test_dropout_only_in_training() -> None:
+    features, operator = graph()
+    nodes = Nodes.constant(features, operator)
+    gcn = GCN(4, 3).eval()
+    assert torch.equal(gcn(nodes), gcn(nodes))
+    gcn.train()
+    assert not torch.equal(gcn(nodes), gcn(nodes))

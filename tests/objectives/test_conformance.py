@@ -1,0 +1,40 @@
+"""Every objective keeps the contract, on toy data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from datastill.checks import OBJECTIVE_CHECKS, ToyModality
+from datastill.objectives.base import Objective
+from datastill.objectives.distribution_matching import DistributionMatching
+from datastill.objectives.gradient_matching import GradientMatching
+from datastill.objectives.kernel_ridge import KernelRidge
+from datastill.objectives.meta_model import UnrolledTraining
+from datastill.objectives.trajectory_matching import TrajectoryMatching
+
+OBJECTIVES: dict[str, Callable[[], Objective]] = {
+    "distribution-matching": lambda: DistributionMatching(real_size=5),
+    "distribution-matching/warm": lambda: DistributionMatching(real_size=None, refresh=3, warmup=3, weighting="share"),
+    "gradient-matching": lambda: GradientMatching(outer_loops=3, inner_epochs=2, real_size=5),
+    "gradient-matching/doscond": lambda: GradientMatching(outer_loops=1, inner_epochs=0, distance="squared"),
+    "gradient-matching/gcond": lambda: GradientMatching(
+        outer_loops=4, inner_epochs=1, inner_optimizer="adam", inner_batch=4, weighting="size", distance="cosine"
+    ),
+    "kernel-ridge": lambda: KernelRidge(ridge=1e-3, real_size=5),
+    "kernel-ridge/features": lambda: KernelRidge(kernel="features", ridge=1e-3, real_size=None, learners=2),
+    "unrolled": lambda: UnrolledTraining(inner_steps=4, inner_lr=0.1, real_size=5),
+    "unrolled/dd": lambda: UnrolledTraining(
+        inner_steps=3, inner_lr=0.1, lr_per_step=True, momentum=0.5, inner_batch=3, weight_decay=0.01, augment=True
+    ),
+    "trajectory-matching": lambda: TrajectoryMatching(
+        experts=2, max_start=2, span=1, inner_steps=3, expert_batch=16, inner_lr=0.1
+    ),
+}
+
+
+@pytest.mark.parametrize("check", OBJECTIVE_CHECKS, ids=lambda check: check.__name__)
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_objective(name: str, check: Callable[..., None]) -> None:
+    check(OBJECTIVES[name], ToyModality())

@@ -1,0 +1,210 @@
+"""What each objective computes, against formulas written out by hand and against data on which it must vanish."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from datastill.checks.toy import ToyModality, ToySummary
+from datastill.errors import InputError
+from datastill.objectives.distribution_matching import DistributionMatching, group_means
+from datastill.objectives.gradient_matching import GradientMatching, gradient_distance
+from datastill.objectives.inner import PositiveRates, shuffled_picks
+from datastill.objectives.kernel_ridge import KernelRidge
+from datastill.objectives.meta_model import UnrolledTraining
+from datastill.objectives.trajectory_matching import TrajectoryMatching
+from datastill.rng import generator
+
+MODALITY = ToyModality(points=8)
+
+
+def everything() -> ToySummary:
+    """The target dataset itself, as a summary."""
+    real = MODALITY.real()
+    return ToySummary(real.inputs, real.targets)
+
+
+def small() -> ToySummary:
+    return MODALITY.summary([2, 2, 2], rng=generator("small"))
+
+
+def test_distances_vanish_on_the_target_dataset_itself() -> None:
+    for objective in (
+        DistributionMatching(real_size=None),
+        GradientMatching(learner="linear", real_size=None, inner_epochs=1),
+        GradientMatching(real_size=None, distance="squared"),
+        GradientMatching(real_size=None, distance="cosine"),
+    ):
+        objective.start(MODALITY, everything())
+        assert float(objective.loss(generator(1)).detach()) == pytest.approx(0.0, abs=1e-4)
+        objective.start(MODALITY, small())
+        assert float(objective.loss(generator(1)).detach()) > 1e-2
+
+
+def test_trajectory_of_the_target_dataset_is_the_experts(tmp_path: Path) -> None:
+    """Full-batch experts, and as many inner steps on the same data at the same rate: the distance is zero."""
+    objective = TrajectoryMatching(
+        experts=2, expert_batch=None, expert_lr=0.3, max_start=3, span=2, inner_steps=2, inner_lr=0.3
+    )
+    objective.start(MODALITY, everything(), workdir=tmp_path)
+    for seed in range(4):
+        assert float(objective.loss(generator(seed)).detach()) == pytest.approx(0.0, abs=1e-8)
+    stored = sorted(entry.name for entry in (tmp_path / "experts").iterdir())
+    assert set(stored) <= {"expert-0000", "expert-0001"}
+
+
+def test_trajectory_without_training_is_one() -> None:
+    """With a vanishing inner rate the student stays at the start, so that the normalised distance is one."""
+    objective = TrajectoryMatching(experts=1, max_start=1, span=1, inner_steps=3, inner_lr=1e-12)
+    objective.start(MODALITY, small())
+    assert float(objective.loss(generator(0)).detach()) == pytest.approx(1.0, abs=1e-6)
+
+
+def test_damaged_expert_is_trained_again(tmp_path: Path) -> None:
+    def loss() -> float:
+        objective = TrajectoryMatching(experts=1, max_start=2, span=1, inner_steps=2)
+        objective.start(MODALITY, small(), seed=5, workdir=tmp_path)
+        return float(objective.loss(generator(3)).detach())
+
+    first = loss()
+    data = tmp_path / "experts" / "expert-0000" / "data.safetensors"
+    data.write_bytes(data.read_bytes()[:-7])
+    assert loss() == first
+
+
+def test_distribution_matching_by_hand() -> None:
+    objective = DistributionMatching(learner="linear", real_size=None)
+    summary = small()
+    objective.start(MODALITY, summary)
+    real = MODALITY.real()
+    # The linear learner's features are its inputs.
+    points = summary.points.detach()
+    expected = sum(
+        float((real.inputs[real.groups == g].mean(0) - points[2 * g : 2 * g + 2].mean(0)).square().sum())
+        for g in range(3)
+    )
+    assert float(objective.loss(generator(0)).detach()) == pytest.approx(expected, rel=1e-5)
+
+
+def test_group_means() -> None:
+    features = torch.tensor([[1.0, 2.0], [3.0, 4.0], [10.0, 20.0]])
+    means = group_means(features, torch.tensor([0, 0, 2]), 3)
+    assert means.tolist() == [[2.0, 3.0], [0.0, 0.0], [10.0, 20.0]]
+
+
+def _angle(a: list[float], b: list[float]) -> float:
+    dot = sum(x * y for x, y in zip(a, b))
+    return 1 - dot / (math.sqrt(sum(x * x for x in a)) * math.sqrt(sum(y * y for y in b)) + 1e-6)
+
+
+def test_gradient_distance_by_hand() -> None:
+    rng = generator("gradients")
+    conv, line, bias = (torch.randn(shape, generator=rng) for shape in ((2, 3, 2, 2), (3, 4), (3,)))
+    conv2, line2, bias2 = (torch.randn(shape, generator=rng) for shape in ((2, 3, 2, 2), (3, 4), (3,)))
+    rows = sum(_angle(conv[o].flatten().tolist(), conv2[o].flatten().tolist()) for o in range(2))
+    rows += sum(_angle(line[o].tolist(), line2[o].tolist()) for o in range(3))
+    ours, target = [conv, line, bias], [conv2, line2, bias2]
+    assert float(gradient_distance(ours, target, "rows")) == pytest.approx(rows, rel=1e-5)
+    flat, flat2 = torch.cat([p.flatten() for p in ours]), torch.cat([p.flatten() for p in target])
+    assert float(gradient_distance(ours, target, "squared")) == pytest.approx(float((flat - flat2).square().sum()))
+    assert float(gradient_distance(ours, target, "cosine")) == pytest.approx(_angle(flat.tolist(), flat2.tolist()))
+
+
+def test_gradient_distance_of_a_dead_row_has_a_derivative() -> None:
+    dead = torch.zeros(2, 3, requires_grad=True)
+    gradient_distance([dead], [torch.ones(2, 3)], "rows").backward()
+    assert dead.grad is not None
+    assert bool(dead.grad.isfinite().all())
+
+
+def test_gradient_distance_without_a_matrix_is_refused() -> None:
+    with pytest.raises(InputError, match="weight matrix"):
+        gradient_distance([torch.ones(3)], [torch.ones(3)], "rows")
+
+
+def test_kernel_ridge_against_scikit_learn() -> None:
+    sklearn = pytest.importorskip("sklearn.kernel_ridge")
+    modality = ToyModality(points=8).to(dtype=torch.float64)
+    summary = modality.summary([2, 2, 2], rng=generator("small"))
+    objective = KernelRidge(ridge=0.2, real_size=None, depth=2)
+    objective.start(modality, summary)
+    kernel, real = modality.kernel(depth=2), modality.real()
+    points, gram = summary.points.detach(), kernel(summary.points, summary.points).detach()
+    oracle = sklearn.KernelRidge(alpha=0.2 * float(gram.diagonal().mean()), kernel="precomputed")
+    oracle.fit(gram, modality.encode(summary().targets))
+    error = oracle.predict(kernel(real.inputs, points)) - modality.encode(real.targets).numpy()
+    assert float(objective.loss(generator(0)).detach()) == pytest.approx(0.5 * float((error**2).mean()), rel=1e-9)
+
+
+def test_unrolled_without_steps_to_speak_of_is_the_loss_of_a_fresh_learner() -> None:
+    objective = UnrolledTraining(inner_steps=3, inner_lr=1e-12, real_size=None)
+    objective.start(MODALITY, small())
+    rng = generator(4)
+    fresh = MODALITY.learner(rng=generator(4))
+    real = MODALITY.real()
+    expected = MODALITY.loss(fresh(real.inputs), real.targets)
+    assert float(objective.loss(rng).detach()) == pytest.approx(float(expected.detach()), rel=1e-6)
+
+
+def test_gradient_matching_trains_and_replaces_its_network() -> None:
+    """outer_loops matches a network, with training between; the parameters tell."""
+    objective = GradientMatching(learner="linear", outer_loops=3, inner_epochs=2, inner_lr=0.02)
+    objective.start(MODALITY, small())
+    seen: list[Tensor] = []
+    for step in range(6):
+        objective.loss(generator("loss", step))
+        net = objective._net
+        assert net is not None
+        seen.append(nn.utils.parameters_to_vector(net.parameters()).detach().clone())
+        objective.after_step(generator("after", step))
+    distances = [float((a - b).norm()) for a, b in zip(seen, seen[1:])]
+    assert all(distance > 0 for distance in distances)
+    assert distances[2] > 2 * max(distances[0], distances[1], distances[3], distances[4])
+
+
+def test_shuffled_picks_are_passes_over_the_points() -> None:
+    picks = shuffled_picks(7, 3, 4, generator(0))
+    assert all(pick is not None and len(pick) == 3 for pick in picks)
+    assert sorted(torch.cat([pick for pick in picks[:2] if pick is not None]).unique().tolist()) != []
+    assert len(torch.cat([pick for pick in picks[:2] if pick is not None]).unique()) == 6
+    assert shuffled_picks(7, None, 2, generator(0)) == [None, None]
+
+
+def test_positive_rates() -> None:
+    rates = PositiveRates(0.02, 3, learn=True)
+    torch.testing.assert_close(rates(), torch.full((3,), 0.02))
+    with torch.no_grad():
+        rates.raw.fill_(-50.0)
+    assert bool((rates() > 0).all())
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: DistributionMatching(refresh=0), "refresh must be an integer of at least 1, got 0"),
+        (
+            lambda: DistributionMatching(weighting="equal"),  # type: ignore[arg-type]
+            "weighting must be 'uniform' or 'share', got 'equal'",
+        ),
+        (
+            lambda: GradientMatching(distance="row"),  # type: ignore[arg-type]
+            "Did you mean 'rows'",
+        ),
+        (lambda: GradientMatching(inner_lr=0.0), "inner_lr must be positive"),
+        (lambda: KernelRidge(ridge=-1.0), "ridge must be at least 0, got -1.0"),
+        (lambda: UnrolledTraining(momentum=1.0), r"momentum must be in \[0, 1\), got 1.0"),
+        (lambda: TrajectoryMatching(experts=0), "experts must be an integer of at least 1"),
+    ],
+)
+def test_bad_settings_are_refused_at_once(make: type, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        make()
+
+
+def test_unknown_kernel_suggests_the_nearest() -> None:
+    with pytest.raises(InputError, match="Did you mean 'ntk'"):
+        KernelRidge(kernel="nkt").start(MODALITY, small())

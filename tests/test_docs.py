@@ -1,0 +1,27 @@
+"""The worked examples of the documentation run, block by block, in one namespace each."""
+
+from __future__ import annotations
+
+import linecache
+import re
+import sys
+import types
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.mark.parametrize("page", ["docs/add-an-objective.md", "docs/add-a-modality.md"])
+def test_page(page: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("sklearn")
+    text = (ROOT / page).read_text(encoding="utf-8")
+    blocks = re.findall(r"^```python\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
+    assert len(blocks) >= 3
+    source = "\n".join(blocks)
+    name = f"<{page}>"
+    linecache.cache[name] = (len(source), None, source.splitlines(keepends=True), name)
+    module = types.ModuleType("worked_example")
+    monkeypatch.setitem(sys.modules, "worked_example", module)  # where dataclasses look their module up
+    exec(compile(source, name, "exec"), module.__dict__)

@@ -1,0 +1,97 @@
+"""Evaluation: the rows it must have, what they are trained on, and its arithmetic."""
+
+from __future__ import annotations
+
+import statistics
+
+import pytest
+import torch
+
+from datastill.checks.toy import ToyModality, ToySummary
+from datastill.errors import InputError
+from datastill.evaluation import Evaluation, Row, evaluate
+from datastill.loop import distill
+from datastill.objectives.kernel_ridge import KernelRidge
+from datastill.rng import generator
+
+
+def test_rows_of_a_result() -> None:
+    modality = ToyModality(points=30)
+    summary = modality.summary([1, 1, 1], rng=generator("eval"), init="noise")
+    result = distill(modality, summary, KernelRidge(ridge=1e-2, real_size=None), steps=80, lr=0.1, progress=False)
+    found = evaluate(result, learners=["mlp", "ntk"], seeds=3, progress=False)
+    assert [(row.data, row.learner) for row in found.rows] == [
+        (data, learner) for learner in ("mlp", "ntk") for data in ("summary", "random subset", "full data")
+    ]
+    row = found.row("summary", "ntk")
+    assert row.points == 3
+    assert row.nbytes == 3 * 5 * 4 + 3 * 8
+    assert found.row("full data").points == 90
+    assert found.row("random subset").nbytes == row.nbytes
+    assert found.row("summary", "ntk").mean("accuracy") > found.row("random subset", "ntk").mean("accuracy")
+    assert len(row.scores["accuracy"]) == 3
+    text = found.table()
+    assert "random subset" in text
+    assert "±" in text
+    stored = found.to_json()
+    assert stored["rows"][0]["summary"]["accuracy"]["mean"] == pytest.approx(found.rows[0].mean("accuracy"))
+
+
+def test_inexact_export_is_reported_beside_the_summary() -> None:
+    class Rounded(ToySummary):
+        exact_export = False
+
+        def export(self) -> tuple[torch.Tensor, torch.Tensor]:
+            points, labels = super().export()
+            return points.round(), labels
+
+    modality = ToyModality()
+    good = modality.summary([1, 1, 1], rng=generator("eval"))
+    found = evaluate(Rounded(good.points.detach(), good.get_buffer("labels")), modality, seeds=1, progress=False)
+    assert [row.data for row in found.rows] == ["summary", "exported", "random subset", "full data"]
+
+
+def test_native_dataset_and_no_baselines() -> None:
+    modality = ToyModality()
+    dataset = modality.subset([2, 2, 2], rng=generator("eval"))
+    found = evaluate(dataset, modality, seeds=2, baselines=False, progress=False)
+    assert [row.data for row in found.rows] == ["summary"]
+
+
+def test_random_subsets_differ_between_seeds() -> None:
+    modality = ToyModality(points=40)
+    drawn = []
+    original = modality.subset
+
+    def subset(counts: list[int], *, rng: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+        drawn.append(original(counts, rng=rng))
+        return drawn[-1]
+
+    modality.subset = subset  # type: ignore[method-assign, assignment]
+    evaluate(modality.summary([1, 1, 1], rng=generator("eval")), modality, seeds=3, progress=False)
+    assert len({tuple(points.flatten().tolist()) for points, _ in drawn}) == 4  # three seeds and one for the size
+
+
+def test_arithmetic() -> None:
+    rows = [
+        Row("summary", "net", {"accuracy": [0.7, 0.8]}, 1, 1, 0.0),
+        Row("random subset", "net", {"accuracy": [0.4, 0.6]}, 1, 1, 0.0),
+        Row("full data", "net", {"accuracy": [0.9, 1.0]}, 1, 1, 0.0),
+    ]
+    found = Evaluation("accuracy", rows)
+    assert found.gap_closed() == pytest.approx((0.75 - 0.5) / (0.95 - 0.5))
+    assert rows[0].std("accuracy") == pytest.approx(statistics.stdev([0.7, 0.8]))
+    assert Row("summary", "net", {"accuracy": [0.7]}, 1, 1, 0.0).std("accuracy") == 0.0
+    with pytest.raises(InputError, match="No row 'teacher'"):
+        found.row("teacher")
+
+
+def test_refusals() -> None:
+    modality = ToyModality()
+    summary = modality.summary([1, 1, 1], rng=generator("eval"))
+    with pytest.raises(InputError, match="needs modality"):
+        evaluate(summary)
+    with pytest.raises(InputError, match="Did you mean 'linear'"):
+        evaluate(summary, modality, learners=["liner"])
+    with pytest.raises(InputError, match="seeds must be an integer of at least 1"):
+        evaluate(summary, modality, seeds=0)
