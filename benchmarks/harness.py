@@ -53,10 +53,14 @@ def _processor() -> str:
     return platform.processor() or platform.machine()
 
 
+# Taken at the start, because a long run may outlive the state of the tree that it measures.
+STARTED = environment()
+
+
 def write_results(path: Path, content: dict[str, Any]) -> None:
-    """Write a result file: `environment()` and `content`."""
+    """Write a result file: `environment()` as it was when the script began, and `content`."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"environment": environment(), **content}, indent=1) + "\n")
+    path.write_text(json.dumps({"environment": STARTED, **content}, indent=1) + "\n")
     print(f"wrote {path}")
 
 

@@ -10,6 +10,7 @@ Every job calls `condense_*` with nothing but a budget and a seed, several times
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import statistics
 import subprocess
 import sys
@@ -22,67 +23,63 @@ import torch
 from harness import DATA, ROOT, modality_of, write_results
 
 from datastill import condense_graph, condense_images, condense_interactions, condense_text, evaluate
-from datastill.condense.observe import collected
+from datastill.condense.common import Job
 from datastill.evaluation import Evaluation, format_table
 from datastill.modalities.base import Modality
 from datastill.sources import read_graph_source, read_images, read_texts
 
-Run = Callable[[int], Any]
+Prepare = Callable[[int], Job[Any]]
 
 
-def digits(per_class: int) -> tuple[Modality, Run]:
+def digits(per_class: int) -> tuple[Modality, Prepare]:
     """scikit-learn's digits, a fifth of them for testing."""
     found = read_images("digits")
-    return modality_of("image"), lambda seed: condense_images(
+    return modality_of("image"), lambda seed: condense_images.job(
         found["data"], test=found["test"], per_class=per_class, seed=seed, progress=False
     )
 
 
-def cora(folder: Path, ratio: float) -> tuple[Modality, Run]:
+def cora(folder: Path, ratio: float) -> tuple[Modality, Prepare]:
     """Cora, public split; `ratio` of its 2,708 nodes."""
     data = read_graph_source(str(folder / "graphs/planetoid/Cora"))["data"]
-    return modality_of("graph", folder=folder), lambda seed: condense_graph(
+    return modality_of("graph", folder=folder), lambda seed: condense_graph.job(
         data, ratio=ratio, seed=seed, progress=False
     )
 
 
-def movielens(folder: Path) -> tuple[Modality, Run]:
+def movielens(folder: Path) -> tuple[Modality, Prepare]:
     """MovieLens-100K, 50 users."""
     path = str(folder / "interactions/ml-100k/ml-100k.inter")
     # The split of the log is part of the target dataset, so it stays while the seed of the distillation changes.
     modality = modality_of("interactions", folder=folder)
 
-    def run(seed: int) -> Any:
-        if seed == 0:
-            return condense_interactions(path, users=50, progress=False)
-        from datastill.condense.common import find_recipe, run_recipe
+    def prepare(seed: int) -> Job[Any]:
+        job = condense_interactions.job(path, users=50, progress=False)
+        return dataclasses.replace(job, options={**job.options, "seed": seed})
 
-        return run_recipe(modality, [50], find_recipe(None, "interactions"), seed=seed, progress=False).export()
-
-    return modality, run
+    return modality, prepare
 
 
-def sst(folder: Path) -> tuple[Modality, Run]:
+def sst(folder: Path) -> tuple[Modality, Prepare]:
     """SST-2 with a GloVe file, 10 sentences a class."""
     parts = {part: str(folder / f"text/sst/stsa.binary.{part}") for part in ("train", "dev", "test")}
     found = read_texts(parts["train"], parts["test"], validation=parts["dev"])
     glove = str(folder / "text/glove/glove-50d-5k.json")
-    return modality_of("text", folder=folder), lambda seed: condense_text(
+    return modality_of("text", folder=folder), lambda seed: condense_text.job(
         **found, embeddings=glove, per_class=10, seed=seed, progress=False
     )
 
 
-def score(modality: Modality, run: Run, runs: int, seeds: int) -> dict[str, Any]:
+def score(modality: Modality, prepare: Prepare, runs: int, seeds: int) -> dict[str, Any]:
     """Condense `runs` times and score each; the baselines are scored once."""
     found: dict[str, dict[str, list[float]]] = {}
     seconds, sizes = [], {}
     for seed in range(runs):
-        with collected() as results:
-            began = time.perf_counter()
-            dataset = run(seed)
-            seconds.append(time.perf_counter() - began)
-        summary = results[-1].summary
-        shown = dataset if summary.exact_export else summary
+        began = time.perf_counter()
+        result = prepare(seed).run()
+        seconds.append(time.perf_counter() - began)
+        summary = result.summary
+        shown = result.export() if summary.exact_export else summary
         evaluation = evaluate(shown, modality, seeds=seeds, seed=seed, baselines=seed == 0, progress=False)
         _collect(evaluation, found, sizes)
         row = evaluation.rows[0]
@@ -115,7 +112,7 @@ def import_seconds(statement: str) -> float:
 def main() -> None:
     """Run the jobs, print the table and write it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    jobs: dict[str, tuple[int, Callable[[Path], tuple[Modality, Run]]]] = {
+    jobs: dict[str, tuple[int, Callable[[Path], tuple[Modality, Prepare]]]] = {
         "digits-1": (2, lambda folder: digits(1)),
         "digits-10": (2, lambda folder: digits(10)),
         "cora-35": (1, lambda folder: cora(folder, 0.013)),

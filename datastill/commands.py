@@ -42,13 +42,11 @@ def condense(kind: str, arguments: Sequence[str]) -> None:
     folder = Path(options["out"])
 
     from datastill import artifact
-    from datastill.condense.observe import collected
     from datastill.evaluation import evaluate
 
     found = source(**{name: options[name] for name in from_source}, **_seed(source, options))
-    with collected() as results:
-        function(**found, **{name: options[name] for name in from_function}, out=folder, progress=not options["quiet"])
-    result = results[-1]
+    chosen = {name: options[name] for name in from_function}
+    result = function.job(**found, **chosen, out=folder, progress=not options["quiet"]).run()
     _write_settings(folder, kind, options)
     evaluation = None
     if options["seeds"] > 0:
@@ -135,13 +133,12 @@ def run_demo(arguments: Sequence[str]) -> None:
 
 def open_modality(kind: str, options: dict[str, Any]) -> Modality:
     """The target dataset as the command `kind` with these options reads it."""
-    from datastill.condense.observe import opened
-
     function, source = (_find(place) for place in _KINDS[kind])
     known, taken = inspect.signature(source).parameters, inspect.signature(function).parameters
     found = source(**{name: value for name, value in options.items() if name in known})
     rest = {name: value for name, value in options.items() if name in taken and name not in found}
-    return opened(function, **found, **rest)
+    modality: Modality = function.job(**found, **rest).modality
+    return modality
 
 
 def _find(place: str) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,12 +14,11 @@ import torch
 from torch import Tensor
 
 from datastill import artifact
+from datastill.condense.common import Job
 from datastill.condense.graph import condense_graph
 from datastill.condense.images import condense_images
-from datastill.condense.observe import collected
 from datastill.errors import load_extra
 from datastill.evaluation import Evaluation, evaluate, format_table
-from datastill.loop import Result
 from datastill.report import report
 from datastill.sources import load_digits, split_by_class
 
@@ -55,23 +55,24 @@ def demo(out: str | Path = "runs/demo", seed: int = 0, quick: bool = False, prog
     kept, held = split_by_class(labels, seed)
     options: dict[str, Any] = {"seed": seed, "steps": steps, "progress": progress}
 
-    def images() -> None:
+    def images() -> Job[Any]:
         train, test = ((pixels[part], labels[part]) for part in (kept, held))
-        condense_images(train, per_class=PER_CLASS, test=test, out=folder / "images", **options)
+        return condense_images.job(train, per_class=PER_CLASS, test=test, out=folder / "images", **options)
 
-    def graph() -> None:
-        condense_graph(neighbour_graph(pixels, labels, held, seed), ratio=RATIO, out=folder / "graph", **options)
+    def graph() -> Job[Any]:
+        data = neighbour_graph(pixels, labels, held, seed)
+        return condense_graph.job(data, ratio=RATIO, out=folder / "graph", **options)
 
     body: list[list[str]] = []
-    for name, condense in (("images", images), ("graph", graph)):
+    for name, prepare in (("images", images), ("graph", graph)):
         _forget(folder / name)
         with _one_thread():
-            with collected() as results:
-                condense()
-            result = results[-1]
+            began = time.perf_counter()
+            result = prepare().run()
+            seconds = time.perf_counter() - began
             evaluation = evaluate(result, seeds=seeds, seed=seed, progress=progress)
         artifact.save(result, folder / name / artifact.RUN_SUBFOLDER, evaluation=evaluation)
-        body += _rows(name, result, evaluation)
+        body += _rows(name, seconds, evaluation)
     print(format_table(["digits as", "trained on", "accuracy, %", "points", "bytes", "distil, s", "train, s"], body))
     page = report(folder)
     print(f"\nmean ± std of {seeds} trainings; pictures and curves: {page}")
@@ -123,7 +124,7 @@ def _forget(run: Path) -> None:
     (run / "metrics.jsonl").unlink(missing_ok=True)
 
 
-def _rows(name: str, result: Result, evaluation: Evaluation) -> list[list[str]]:
+def _rows(name: str, seconds: float, evaluation: Evaluation) -> list[list[str]]:
     order = {"random subset": 0, "full data": 2}
     metric = evaluation.metric
     return [
@@ -133,7 +134,7 @@ def _rows(name: str, result: Result, evaluation: Evaluation) -> list[list[str]]:
             f"{100 * row.mean(metric):.1f} ± {100 * row.std(metric):.1f}",
             f"{row.points:,}",
             f"{row.nbytes:,}",
-            "" if row.data in order else f"{result.seconds:.1f}",
+            "" if row.data in order else f"{seconds:.1f}",
             f"{row.seconds / len(row.scores[metric]):.1f}",
         ]
         for row in sorted(evaluation.rows, key=lambda row: order.get(row.data, 1))

@@ -23,6 +23,7 @@ class Recipe:
         modalities: the kinds of data it is for; the first is the one it was made for.
         objective: name of the objective.
         settings: the objective's hyper-parameters.
+        target: options of the modality that the method needs, such as "unlabelled" of graphs.
         summary: options of `modality.summary`, such as "init".
         steps: outer steps.
         optimizer: "adam", "adamw" or "sgd".
@@ -44,6 +45,7 @@ class Recipe:
     modalities: tuple[str, ...]
     objective: str
     settings: Mapping[str, Any] = field(default_factory=dict)
+    target: Mapping[str, Any] = field(default_factory=dict)
     summary: Mapping[str, Any] = field(default_factory=dict)
     steps: int = 200
     optimizer: str = "adam"
@@ -70,7 +72,11 @@ class Recipe:
                 "`datastill recipes` lists the others."
             )
         changed = dict(self.overrides.get(kind, {}))
-        for merged in ("settings", "summary"):  # an override changes the options it names and leaves the others
+        for merged in (
+            "settings",
+            "target",
+            "summary",
+        ):  # an override changes the options it names and leaves the others
             if merged in changed:
                 changed[merged] = {**getattr(self, merged), **changed[merged]}
         return dataclasses.replace(self, **changed, overrides={})

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import functools
+import inspect
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, ParamSpec, Protocol, TypeVar, cast
 
 import torch
 
-from datastill.condense import observe
 from datastill.errors import check_count
 from datastill.loop import Callback, Result, distill
 from datastill.metrics_log import MetricsLog
@@ -17,6 +18,10 @@ from datastill.modalities.base import Modality
 from datastill.recipe import Recipe
 from datastill.recipebook import recipes
 from datastill.rng import derive_seed, generator
+
+P = ParamSpec("P")
+T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
 
 
 def find_recipe(recipe: str | Recipe | None, kind: str) -> Recipe:
@@ -53,7 +58,6 @@ def run_recipe(
         callbacks: further ones.
         options: of `modality.summary`, in place of the recipe's.
     """
-    observe.note_start(modality)
     if steps is not None:
         recipe = dataclasses.replace(recipe, steps=check_count("steps", steps))
     objective = recipe.make_objective()
@@ -76,5 +80,46 @@ def run_recipe(
         from datastill.artifact import save
 
         save(result, folder / "artifact")
-    observe.note_result(result)
     return result
+
+
+@dataclasses.dataclass(frozen=True)
+class Job(Generic[T]):
+    """A distillation that is ready to run: the data read and checked, the budget shared out, the recipe chosen.
+
+    `T` is the type of the dataset that comes out. Attributes and `options` are the arguments of `run_recipe`.
+    """
+
+    modality: Modality
+    counts: Sequence[int]
+    recipe: Recipe
+    options: dict[str, Any]
+
+    def run(self) -> Result:
+        """Distil, and give the summary with its history."""
+        return run_recipe(self.modality, self.counts, self.recipe, **self.options)
+
+
+class Condense(Protocol[P, T_co]):
+    """A `condense_*` function: called, it distils; its `job` stops before, for those who need more than the dataset."""
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> T_co: ...
+
+    def job(self, *args: P.args, **kwargs: P.kwargs) -> Job[Any]:
+        """The job of a call with these arguments, not yet run."""
+        ...
+
+
+def condenser(prepare: Callable[P, Job[T]]) -> Condense[P, T]:
+    """Make a function that prepares a job into one that runs it and gives the dataset that comes out."""
+
+    @functools.wraps(prepare)
+    def condense(*args: P.args, **kwargs: P.kwargs) -> T:
+        exported: T = prepare(*args, **kwargs).run().export()
+        return exported
+
+    signature = inspect.signature(prepare)
+    dataset = str(signature.return_annotation).removeprefix("Job[").removesuffix("]")
+    condense.__signature__ = signature.replace(return_annotation=dataset)  # type: ignore[attr-defined]
+    condense.job = prepare  # type: ignore[attr-defined]
+    return cast(Condense[P, T], condense)

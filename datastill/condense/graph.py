@@ -9,14 +9,14 @@ from typing import Any, Literal
 
 import torch
 
-from datastill.condense.common import find_recipe, run_recipe
+from datastill.condense.common import Job, condenser, find_recipe
 from datastill.errors import check_count, check_ratio, require, unknown_name
 from datastill.modalities.graph import ADJACENCIES, GraphModality
 from datastill.modalities.graph_data import SplitChoice
 from datastill.recipe import Recipe
-from datastill.recipebook import recipes
 
 
+@condenser
 def condense_graph(
     data: Any,
     *,
@@ -33,7 +33,7 @@ def condense_graph(
     out: str | Path | None = None,
     device: str | torch.device | None = None,
     progress: bool = True,
-) -> Any:
+) -> Job[Any]:
     """Distil a graph whose nodes have classes into a small one on which any graph network trains almost as well.
 
     Give exactly one of `ratio`, `nodes` and `per_class`. With `ratio` and `nodes` the classes share the budget as they
@@ -53,7 +53,8 @@ def condense_graph(
         setting: "transductive" or "inductive" (distil the graph of the training nodes alone).
         unlabelled: "teach" lets nodes without a training label join the target dataset, with the classes that a kernel
             machine gives them which learned from the training labels; "ignore" leaves them their features only. None is
-            "teach" for the default recipe in the transductive setting and else "ignore", as in the published methods.
+            the recipe's choice in the transductive setting, which is "teach" for the default and "ignore" for published
+            methods, and "ignore" in the inductive one, where training sees no such nodes.
         seed: of everything random.
         steps: outer steps, in place of the recipe's.
         out: run folder for the artifact, the metrics and checkpoints from which a killed run goes on. None writes
@@ -85,15 +86,14 @@ def condense_graph(
     if adjacency is not None:
         chosen = _with_adjacency(chosen, adjacency)
     if unlabelled is None:
-        own = chosen.name == recipes.defaults["graph"] and setting == "transductive"
-        unlabelled = "teach" if own else "ignore"
+        unlabelled = chosen.target.get("unlabelled", "ignore") if setting == "transductive" else "ignore"
     modality = GraphModality(data, split=split, setting=setting, unlabelled=unlabelled, seed=seed)
     if per_class is not None:
         counts = [per_class] * modality.num_classes
     else:
         counts = modality.allocate(int(ratio * data.num_nodes) if nodes is None and ratio is not None else nodes or 0)
-    result = run_recipe(modality, counts, chosen, seed=seed, steps=steps, out=out, device=device, progress=progress)
-    return result.export()
+    options = {"seed": seed, "steps": steps, "out": out, "device": device, "progress": progress}
+    return Job(modality, counts, chosen, options)
 
 
 def _with_adjacency(recipe: Recipe, adjacency: str) -> Recipe:

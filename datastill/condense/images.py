@@ -8,13 +8,14 @@ from typing import Any
 import torch
 from torch.utils.data import TensorDataset
 
-from datastill.condense.common import find_recipe, run_recipe
+from datastill.condense.common import Job, condenser, find_recipe
 from datastill.errors import check_count
 from datastill.modalities.augmentation import NO_FLIP
 from datastill.modalities.image import ImageModality
 from datastill.recipe import Recipe
 
 
+@condenser
 def condense_images(
     data: Any,
     labels: Any = None,
@@ -29,7 +30,7 @@ def condense_images(
     out: str | Path | None = None,
     device: str | torch.device | None = None,
     progress: bool = True,
-) -> TensorDataset:
+) -> Job[TensorDataset]:
     """Distil labelled images into `per_class` synthetic images of each class, on which a network trains almost as well.
 
     Args:
@@ -62,6 +63,5 @@ def condense_images(
     chosen = find_recipe(recipe, "image")
     modality = ImageModality(data, labels, validation=validation, test=test, augmentation=augmentation, seed=seed)
     counts = [per_class] * modality.num_groups
-    result = run_recipe(modality, counts, chosen, seed=seed, steps=steps, out=out, device=device, progress=progress)
-    exported: TensorDataset = result.export()
-    return exported
+    options = {"seed": seed, "steps": steps, "out": out, "device": device, "progress": progress}
+    return Job(modality, counts, chosen, options)

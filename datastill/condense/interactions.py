@@ -7,13 +7,14 @@ from typing import Any
 
 import torch
 
-from datastill.condense.common import find_recipe, run_recipe
+from datastill.condense.common import Job, condenser, find_recipe
 from datastill.errors import check_count
 from datastill.modalities.interactions import InteractionsModality
 from datastill.modalities.interactions_table import Interactions
 from datastill.recipe import Recipe
 
 
+@condenser
 def condense_interactions(
     logs: Any,
     *,
@@ -35,7 +36,7 @@ def condense_interactions(
     out: str | Path | None = None,
     device: str | torch.device | None = None,
     progress: bool = True,
-) -> Interactions:
+) -> Job[Interactions]:
     """Distil a log of user-item interactions into rows of a few synthetic users, on which a recommender trains almost as well.
 
     Args:
@@ -84,6 +85,5 @@ def condense_interactions(
         duplicates=duplicates,
         seed=seed,
     )
-    result = run_recipe(modality, [users], chosen, seed=seed, steps=steps, out=out, device=device, progress=progress)
-    exported: Interactions = result.export()
-    return exported
+    options = {"seed": seed, "steps": steps, "out": out, "device": device, "progress": progress}
+    return Job(modality, [users], chosen, options)

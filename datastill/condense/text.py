@@ -8,12 +8,13 @@ from typing import Any
 
 import torch
 
-from datastill.condense.common import find_recipe, run_recipe
+from datastill.condense.common import Job, condenser, find_recipe
 from datastill.errors import check_count
 from datastill.modalities.text import Embeddings, TextDataset, TextModality
 from datastill.recipe import Recipe
 
 
+@condenser
 def condense_text(
     texts: Any,
     labels: Any = None,
@@ -30,7 +31,7 @@ def condense_text(
     out: str | Path | None = None,
     device: str | torch.device | None = None,
     progress: bool = True,
-) -> TextDataset:
+) -> Job[TextDataset]:
     """Distil labelled texts into `per_class` readable texts of each class, on which a classifier trains almost as well.
 
     Args:
@@ -70,6 +71,5 @@ def condense_text(
         seed=seed,
     )
     counts = [per_class] * modality.num_groups
-    result = run_recipe(modality, counts, chosen, seed=seed, steps=steps, out=out, device=device, progress=progress)
-    exported: TextDataset = result.export()
-    return exported
+    options = {"seed": seed, "steps": steps, "out": out, "device": device, "progress": progress}
+    return Job(modality, counts, chosen, options)

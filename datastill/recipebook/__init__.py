@@ -1,0 +1,16 @@
+"""The recipes that come with the library, as plain data: a file for each kind of data, one for those that fit every kind."""
+
+from __future__ import annotations
+
+from datastill.recipe import RecipeBook
+from datastill.recipebook import graph, image, interactions, shared, text
+
+recipes = RecipeBook(
+    [*image.RECIPES, *text.RECIPES, *graph.RECIPES, *interactions.RECIPES, *shared.RECIPES],
+    defaults={
+        "image": "image-default",
+        "text": "text-default",
+        "graph": "graph-default",
+        "interactions": "interactions-default",
+    },
+)

@@ -1,0 +1,203 @@
+"""Published methods that run on every kind of data, with what each kind needs otherwise."""
+
+from __future__ import annotations
+
+from datastill.recipe import Recipe
+
+_ANY = ("image", "text", "graph", "interactions")
+
+RECIPES = [
+    Recipe(
+        name="dm",
+        title="distribution matching under random networks",
+        paper="Zhao & Bilen, WACV 2023, arXiv 2110.04181",
+        modalities=_ANY,
+        objective="distribution-matching",
+        settings={"real_size": 256},
+        steps=1000,
+        optimizer="sgd",
+        lr=1.0,
+        momentum=0.5,
+        overrides={
+            "text": {"steps": 100, "optimizer": "adam", "lr": 0.02, "momentum": None},
+            "graph": {
+                "summary": {"init": "propagated"},
+                "settings": {"real_size": None},
+                "steps": 200,
+                "optimizer": "adam",
+                "lr": 0.02,
+                "momentum": None,
+            },
+            "interactions": {
+                "summary": {"init": "kmeans", "temperature": 1.0},
+                "settings": {"real_size": 1024},
+                "steps": 100,
+                "optimizer": "adam",
+                "lr": 0.01,
+                "momentum": None,
+            },
+        },
+    ),
+    Recipe(
+        name="dc",
+        title="gradient matching",
+        paper="Zhao, Mopuri & Bilen, ICLR 2021, arXiv 2006.05929",
+        modalities=_ANY,
+        objective="gradient-matching",
+        settings={"outer_loops": 10, "inner_epochs": 50, "inner_lr": 0.01, "real_size": 256},
+        steps=1000,
+        optimizer="sgd",
+        lr=0.1,
+        momentum=0.5,
+        overrides={
+            "text": {
+                "settings": {"outer_loops": 5, "inner_epochs": 5, "real_size": 64},
+                "steps": 60,
+                "optimizer": "adam",
+                "lr": 0.02,
+                "momentum": None,
+            },
+            "graph": {
+                "summary": {"init": "propagated"},
+                "settings": {"learner": "sgc", "outer_loops": 20, "inner_epochs": 15, "inner_optimizer": "adam"},
+                "steps": 200,
+                "optimizer": "adam",
+                "lr": 0.01,
+                "momentum": None,
+            },
+            "interactions": {
+                "summary": {"init": "kmeans", "temperature": 1.0},
+                "settings": {
+                    "outer_loops": 5,
+                    "inner_epochs": 5,
+                    "inner_optimizer": "adam",
+                    "inner_lr": 1e-3,
+                },
+                "steps": 100,
+                "optimizer": "adam",
+                "lr": 0.03,
+                "momentum": None,
+            },
+        },
+    ),
+    Recipe(
+        name="kip",
+        title="kernel ridge regression with an infinite-width network",
+        paper="Nguyen et al., NeurIPS 2021, arXiv 2107.13034",
+        modalities=_ANY,
+        objective="kernel-ridge",
+        settings={"kernel": "ntk", "ridge": 1e-6, "real_size": 500},
+        steps=300,
+        lr=0.04,
+        overrides={
+            "text": {"settings": {"ridge": 1e-2}, "steps": 60, "lr": 0.02},
+            "graph": {
+                "summary": {"init": "propagated"},
+                "settings": {"ridge": 1.0, "real_size": None},
+                "steps": 100,
+                "lr": 3e-3,
+            },
+            "interactions": {"settings": {"real_size": 1024}, "steps": 60, "lr": 0.2},
+        },
+    ),
+    Recipe(
+        name="dd",
+        title="training unrolled, with learned step sizes",
+        paper="Wang et al., 2018, arXiv 1811.10959",
+        modalities=_ANY,
+        objective="unrolled",
+        settings={"inner_steps": 30, "inner_lr": 0.02, "lr_per_step": True, "real_size": 102},
+        steps=300,
+        lr=0.01,
+        momentum=0.5,
+        overrides={
+            "text": {
+                "settings": {
+                    "inner_steps": 10,
+                    "inner_lr": 0.02,
+                    "momentum": 0.5,
+                    "lr_per_step": False,
+                    "real_size": 64,
+                },
+                "steps": 60,
+                "lr": {"points": 0.02, "inner_lr": 0.01},
+                "momentum": None,
+            },
+            "graph": {
+                "summary": {"init": "propagated"},
+                "settings": {
+                    "learner": "sgc",
+                    "inner_steps": 20,
+                    "inner_lr": 0.5,
+                    "momentum": 0.9,
+                    "lr_per_step": False,
+                    "real_size": None,
+                },
+                "steps": 100,
+                "momentum": None,
+            },
+            "interactions": {
+                "summary": {"init": "kmeans", "temperature": 1.0},
+                "settings": {
+                    "inner_steps": 10,
+                    "inner_lr": 1.0,
+                    "momentum": 0.9,
+                    "lr_per_step": False,
+                    "real_size": 256,
+                },
+                "steps": 60,
+                "lr": {"points": 0.03, "inner_lr": 0.01},
+                "momentum": None,
+            },
+        },
+    ),
+    Recipe(
+        name="mtt",
+        title="matching the trajectories of experts",
+        paper="Cazenavette et al., CVPR 2022, arXiv 2203.11932",
+        modalities=_ANY,
+        objective="trajectory-matching",
+        settings={"experts": 10, "max_start": 5, "span": 2, "inner_steps": 30, "inner_lr": 0.01},
+        steps=500,
+        lr=0.01,
+        overrides={
+            "text": {
+                "settings": {
+                    "experts": 3,
+                    "expert_lr": 0.1,
+                    "expert_interval": 10,
+                    "max_start": 4,
+                    "inner_steps": 10,
+                    "inner_lr": 0.1,
+                },
+                "steps": 60,
+                "lr": {"points": 0.02, "inner_lr": 0.01},
+            },
+            "graph": {
+                "summary": {"init": "propagated"},
+                "settings": {
+                    "learner": "sgc",
+                    "experts": 5,
+                    "expert_lr": 0.5,
+                    "expert_batch": None,
+                    "expert_interval": 10,
+                    "inner_steps": 20,
+                    "inner_lr": 0.5,
+                },
+                "steps": 100,
+            },
+            "interactions": {
+                "summary": {"init": "kmeans", "temperature": 1.0},
+                "settings": {
+                    "experts": 5,
+                    "expert_lr": 1.0,
+                    "expert_momentum": 0.9,
+                    "inner_steps": 15,
+                    "inner_lr": 1.0,
+                },
+                "steps": 60,
+                "lr": {"points": 0.03, "inner_lr": 0.01},
+            },
+        },
+    ),
+]
