@@ -7,7 +7,7 @@ import functools
 import inspect
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Generic, ParamSpec, Protocol, TypeVar, cast
+from typing import Any, Generic, ParamSpec, Protocol, TypeVar, cast, get_args
 
 import torch
 
@@ -118,8 +118,8 @@ def condenser(prepare: Callable[P, Job[T]]) -> Condense[P, T]:
         exported: T = prepare(*args, **kwargs).run().export()
         return exported
 
-    signature = inspect.signature(prepare)
-    dataset = str(signature.return_annotation).removeprefix("Job[").removesuffix("]")
+    signature = inspect.signature(prepare, eval_str=True)
+    (dataset,) = get_args(signature.return_annotation)  # what `help` has to show is what a call gives
     condense.__signature__ = signature.replace(return_annotation=dataset)  # type: ignore[attr-defined]
     condense.job = prepare  # type: ignore[attr-defined]
     return cast(Condense[P, T], condense)
