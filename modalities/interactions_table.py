@@ -34,6 +34,10 @@ class Interactions:
     def __len__(self) -> int:
         return len(self.users)
 
+    def __repr__(self) -> str:
+        weighted = "" if self.weights is None else ", weighted"
+        return f"Interactions({len(self)} rows, {self.num_users} users, {self.num_items} items{weighted})"
+
     @property
     def num_users(self) -> int:
         """Distinct users."""

@@ -42,6 +42,7 @@ def test_pandas_has_the_same_columns() -> None:
 
 def test_counts() -> None:
     assert (len(TABLE), TABLE.num_users, TABLE.num_items) == (3, 2, 2)
+    assert repr(TABLE) == "Interactions(3 rows, 2 users, 2 items, weighted)"
 
 
 def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
