@@ -10,7 +10,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from datastill.errors import ArtifactError, InputError, MissingExtraError, require
+from datastill.errors import ArtifactError, InputError, MissingExtraError, check_device, require
 from datastill.options import Parser, add_options, make_parser, with_dashes
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def condense(kind: str, arguments: Sequence[str]) -> None:
     parser.add_argument("--out", type=str, default=f"runs/{kind}", help="run folder; a killed run there goes on")
     _add_evaluation(parser)
     options = vars(parser.parse_args(with_dashes(arguments)))
-    _check_device(options.get("device"))
+    check_device(options.get("device"))
     folder = Path(options["out"])
 
     from datastill import artifact
@@ -170,17 +170,6 @@ def _add_evaluation(parser: Parser) -> None:
 
 def _listed(learners: str | None) -> list[str] | None:
     return None if learners is None else [name.strip() for name in learners.split(",")]
-
-
-def _check_device(device: str | None) -> None:
-    if device is None:
-        return
-    import torch
-
-    try:
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise InputError(f"device {device!r} cannot be used here: {str(error).splitlines()[0]}") from error
 
 
 def _write_settings(folder: Path, kind: str, options: dict[str, Any]) -> None:

@@ -81,3 +81,15 @@ def check_ratio(name: str, value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 1:
         raise InputError(f"{name} must be a number in (0, 1], got {value!r}.")
     return float(value)
+
+
+def check_device(value: Any) -> None:
+    """Raise `InputError` unless PyTorch can compute on device `value` here; None is any."""
+    if value is None:
+        return
+    import torch
+
+    try:
+        torch.zeros(1, device=value)
+    except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
+        raise InputError(f"device {value!r} cannot be used here: {str(error).splitlines()[0]}") from error

@@ -15,7 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from datastill.checkpoint import Checkpoints
-from datastill.errors import DivergenceError, check_count, require, unknown_name
+from datastill.errors import DivergenceError, check_count, check_device, require, unknown_name
 from datastill.modalities.base import Modality, Summary
 from datastill.objectives.base import Objective
 from datastill.outer import OptimizerFactory, OuterOptimizer, Rates
@@ -133,6 +133,8 @@ def distill(
         DivergenceError: if the loss, a gradient or a parameter is not finite; the summary keeps its last good values.
     """
     check_count("steps", steps)
+    check_count("seed", seed, least=0)
+    check_device(device)
     check_count("validation_seeds", validation_seeds)
     require(
         validate_every is None or (isinstance(validate_every, int) and validate_every >= 0),

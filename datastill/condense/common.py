@@ -11,7 +11,7 @@ from typing import Any, Generic, ParamSpec, Protocol, TypeVar, cast, get_args
 
 import torch
 
-from datastill.errors import check_count
+from datastill.errors import check_count, check_device
 from datastill.loop import Callback, Result, distill
 from datastill.metrics_log import MetricsLog
 from datastill.modalities.base import Modality
@@ -112,14 +112,24 @@ class Condense(Protocol[P, T_co]):
 
 def condenser(prepare: Callable[P, Job[T]]) -> Condense[P, T]:
     """Make a function that prepares a job into one that runs it and gives the dataset that comes out."""
+    signature = inspect.signature(prepare, eval_str=True)
+
+    @functools.wraps(prepare)
+    def job(*args: P.args, **kwargs: P.kwargs) -> Job[T]:
+        # Reading the data can take long; what is wrong with the other arguments is said before.
+        given = signature.bind(*args, **kwargs).arguments
+        check_count("seed", given.get("seed", 0), least=0)
+        check_device(given.get("device"))
+        if given.get("steps") is not None:
+            check_count("steps", given["steps"])
+        return prepare(*args, **kwargs)
 
     @functools.wraps(prepare)
     def condense(*args: P.args, **kwargs: P.kwargs) -> T:
-        exported: T = prepare(*args, **kwargs).run().export()
+        exported: T = job(*args, **kwargs).run().export()
         return exported
 
-    signature = inspect.signature(prepare, eval_str=True)
     (dataset,) = get_args(signature.return_annotation)  # what `help` has to show is what a call gives
     condense.__signature__ = signature.replace(return_annotation=dataset)  # type: ignore[attr-defined]
-    condense.job = prepare  # type: ignore[attr-defined]
+    condense.job = job  # type: ignore[attr-defined]
     return cast(Condense[P, T], condense)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -78,3 +79,17 @@ def test_bad_input_is_refused_before_work(options: dict[str, object], words: str
     train, _ = halves()
     with pytest.raises(InputError, match=words):
         condense_images(*train, progress=False, **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"seed": "a"}, "seed must be an integer of at least 0, got 'a'"),
+        ({"seed": -1}, "seed must be"),
+        ({"steps": 0}, "steps must be an integer of at least 1"),
+        ({"device": "nonsense"}, "device 'nonsense' cannot be used here"),
+    ],
+)
+def test_what_is_wrong_with_the_run_is_said_before_the_data_are_read(options: dict[str, Any], said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        condense_images("no such folder", **options)
