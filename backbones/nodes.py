@@ -234,7 +234,7 @@ def normalised(edge_index: Tensor, weights: Tensor | None, count: int, dtype: to
 
 
 def normalised_dense(weights: Tensor) -> Tensor:
-    """The same operator, dense and differentiable, of a symmetric matrix of weights (n, n) with an empty diagonal."""
-    looped = weights + torch.eye(len(weights), dtype=weights.dtype, device=weights.device)
-    scale = looped.sum(1).rsqrt()
-    return scale[:, None] * looped * scale[None, :]
+    """The same operator, dense and differentiable, of symmetric matrices of weights (..., n, n) with empty diagonals."""
+    looped = weights + torch.eye(weights.shape[-1], dtype=weights.dtype, device=weights.device)
+    scale = looped.sum(-1).rsqrt()
+    return scale[..., :, None] * looped * scale[..., None, :]

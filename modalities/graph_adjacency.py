@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -90,13 +89,13 @@ class BernoulliEdges(SyntheticEdges):
     the steps taken; an exported edge is one whose probability is above a half.
 
     Args:
-        initial: edges (n, n) to start from, 0 or 1: their probabilities start at 0.88 and those of the others at 0.12.
+        initial: edges (..., n, n) to start from, 0 or 1; leading dimensions are graphs of their own.
         temperature: the first and the last t, both above 0.
         anneal: steps from the first to the last.
         sparsity_weight: at least 0; `penalty` is this times the excess of the mean probability over that at the start.
+        start: logit of an initial edge, above 0; the other pairs start at minus that. 2 is a probability of 0.88.
     """
 
-    START: ClassVar[float] = 2.0
     steps: Tensor
 
     def __init__(
@@ -105,18 +104,20 @@ class BernoulliEdges(SyntheticEdges):
         temperature: tuple[float, float] = (1.0, 0.1),
         anneal: int = 200,
         sparsity_weight: float = 0.1,
+        start: float = 2.0,
     ) -> None:
         super().__init__()
         check_count("anneal", anneal)
+        require(start > 0, f"start must be above 0, got {start!r}.")
         require(sparsity_weight >= 0, f"sparsity_weight must be at least 0, got {sparsity_weight!r}.")
         require(
             len(temperature) == 2 and min(temperature) > 0,
             f"temperature must be two numbers above 0, the first and the last, got {temperature!r}.",
         )
         self.first, self.final, self.anneal = float(temperature[0]), float(temperature[1]), anneal
-        self.count = len(initial)
+        self.count = initial.shape[-1]
         upper = torch.triu_indices(self.count, self.count, 1)
-        self.logits = nn.Parameter((initial[upper[0], upper[1]] * 2 - 1) * self.START)
+        self.logits = nn.Parameter((initial[..., upper[0], upper[1]] * 2 - 1) * start)
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
         self.sparsity_weight = sparsity_weight
         self.density = float(torch.sigmoid(self.logits.detach()).mean()) if self.count > 1 else 0.0
@@ -126,7 +127,7 @@ class BernoulliEdges(SyntheticEdges):
         return self.first * (self.final / self.first) ** min(1.0, int(self.steps) / self.anneal)
 
     def forward(self, features: Tensor, rng: torch.Generator | None = None) -> Tensor:
-        """A relaxed sample, or, without `rng`, the probabilities; (n, n)."""
+        """A relaxed sample, or, without `rng`, the probabilities; (..., n, n)."""
         if rng is None:
             return self._full(torch.sigmoid(self.logits))
         uniform = torch.rand(self.logits.shape, generator=rng, dtype=torch.float64).clamp(1e-12, 1 - 1e-12)
@@ -150,9 +151,9 @@ class BernoulliEdges(SyntheticEdges):
 
     def _full(self, values: Tensor) -> Tensor:
         upper = torch.triu_indices(self.count, self.count, 1, device=values.device)
-        half = torch.zeros(self.count, self.count, dtype=values.dtype, device=values.device)
-        half = half.index_put((upper[0], upper[1]), values)
-        return half + half.T
+        full = values.new_zeros(*values.shape[:-1], self.count, self.count)
+        full[..., upper[0], upper[1]] = values
+        return full + full.mT
 
 
 _EPSILON = 1e-5
