@@ -13,6 +13,7 @@ from datastill.errors import unknown_name
 _OWN = {
     "objectives": {
         "distribution-matching": "datastill.objectives.distribution_matching:DistributionMatching",
+        "feature-regression": "datastill.objectives.feature_regression:FeatureRegression",
         "gradient-matching": "datastill.objectives.gradient_matching:GradientMatching",
         "kernel-ridge": "datastill.objectives.kernel_ridge:KernelRidge",
         "trajectory-matching": "datastill.objectives.trajectory_matching:TrajectoryMatching",
@@ -20,6 +21,7 @@ _OWN = {
     },
     "modalities": {
         "graph": "datastill.modalities.graph:GraphModality",
+        "graphs": "datastill.modalities.graphs:GraphsModality",
         "image": "datastill.modalities.image:ImageModality",
         "interactions": "datastill.modalities.interactions:InteractionsModality",
         "text": "datastill.modalities.text:TextModality",

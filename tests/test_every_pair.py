@@ -1,4 +1,4 @@
-"""Every objective on every modality: 20 pairs, on data small enough for a unit test.
+"""Every objective on every modality: all pairs, on data small enough for a unit test.
 
 Each pair is run end to end, its gradient is held against finite differences, and a stopped run against an uninterrupted one.
 """
@@ -12,13 +12,14 @@ import numpy as np
 import pytest
 import torch
 
-from datastill import distill
+from datastill import distill, recipes
 from datastill.checks import check_resume
 from datastill.checks import objective as checks
 from datastill.evaluation import evaluate
 from datastill.modalities.base import Modality
 from datastill.objectives.base import Objective
 from datastill.objectives.distribution_matching import DistributionMatching
+from datastill.objectives.feature_regression import FeatureRegression
 from datastill.objectives.gradient_matching import GradientMatching
 from datastill.objectives.kernel_ridge import KernelRidge
 from datastill.objectives.meta_model import UnrolledTraining
@@ -64,6 +65,22 @@ def graph() -> Modality:
     return GraphModality(data, hidden=16)
 
 
+def graphs() -> Modality:
+    geometric = pytest.importorskip("torch_geometric.data")
+    from datastill.modalities.graphs import GraphsModality
+
+    rng = generator("graphs")
+    found = []
+    for number in range(30):
+        label, nodes = number % 2, 3 + number % 4
+        linked = (torch.rand(nodes, nodes, generator=rng) < 0.3 + 0.4 * label).triu(1)
+        features = torch.randn(nodes, 3, generator=rng) + label * torch.eye(1, 3)
+        edges = torch.cat([linked.nonzero(), linked.nonzero().flip(1)]).T
+        found.append(geometric.Data(x=features, edge_index=edges, y=torch.tensor([label])))
+    place = torch.arange(30)
+    return GraphsModality(found, split={"train": place[:16], "valid": place[16:22], "test": place[22:]}, hidden=8)
+
+
 def interactions() -> Modality:
     from scipy import sparse
 
@@ -80,10 +97,12 @@ MODALITIES: dict[str, Callable[[], Modality]] = {
     "image": images,
     "text": texts,
     "graph": graph,
+    "graphs": graphs,
     "interactions": interactions,
 }
 OBJECTIVES: dict[str, Callable[[], Objective]] = {
     "distribution-matching": lambda: DistributionMatching(real_size=4, refresh=2),
+    "feature-regression": lambda: FeatureRegression(pool=2, max_age=2, inner_lr=0.01, real_size=4, ridge=1e-2),
     "gradient-matching": lambda: GradientMatching(real_size=4, outer_loops=2, inner_epochs=1),
     "kernel-ridge": lambda: KernelRidge(real_size=4, ridge=1e-2),
     "unrolled": lambda: UnrolledTraining(inner_steps=3, inner_lr=0.1, momentum=0.5, real_size=4),
@@ -97,6 +116,8 @@ OPTIONS: list[tuple[str, dict[str, Any]]] = [
     ("graph", {}),
     ("graph", {"adjacency": "learned", "hidden": 8}),
     ("graph", {"adjacency": "bernoulli"}),
+    ("graphs", {"nodes": 5}),
+    ("graphs", {"adjacency": "none", "padding": "keep"}),
     ("interactions", {}),
     ("interactions", {"sampler": "gumbel", "draws": 5}),
 ]
@@ -130,3 +151,16 @@ def test_pair_keeps_the_contract(kind: str, objective: str) -> None:
     checks.check_finite_differences(make, modality)
     checks.check_same_seed_same_loss(make, modality)
     check_resume(modality, make, steps=4)
+
+
+@pytest.mark.parametrize("name", recipes)
+def test_a_recipe_fits_the_data_it_names(name: str) -> None:
+    for kind in recipes[name].modalities:
+        recipe, modality = recipes[name].on(kind), MODALITIES[kind]()
+        summary = modality.summary([2] * modality.num_groups, rng=generator("recipe"), **recipe.summary)
+        roles = set(summary.parameter_groups())
+        if isinstance(recipe.lr, dict):
+            assert roles <= set(recipe.lr), f"{name} has no rate for a part of its summary"
+        assert set(recipe.alternate or ()) <= roles
+        assert recipe.validator is None or modality.knows(recipe.validator)
+        assert recipe.settings.get("learner") in (None, *modality.learners)

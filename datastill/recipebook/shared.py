@@ -200,4 +200,36 @@ RECIPES = [
             },
         },
     ),
+    Recipe(
+        name="frepo",
+        title="ridge regression on the features of a pool of networks that train online, with learned labels",
+        paper="Zhou, Nezhadarya & Ba, NeurIPS 2022, arXiv 2206.00719",
+        modalities=_ANY,
+        objective="feature-regression",
+        settings={"pool": 10, "max_age": 100, "inner_lr": 3e-4, "ridge": 1e-6},
+        steps=2000,
+        schedule="cosine",
+        overrides={
+            "image": {"summary": {"labels": "learned"}, "lr": {"points": 3e-3, "labels": 3e-3}},
+            "text": {
+                "summary": {"labels": "learned"},
+                "settings": {"real_size": 64},
+                "steps": 200,
+                "lr": {"points": 0.02, "labels": 1e-3},
+            },
+            "graph": {
+                "summary": {"init": "propagated"},
+                "settings": {"learner": "gcn", "real_size": None, "ridge": 1e-2, "inner_lr": 0.01},
+                "steps": 150,
+                "lr": 0.01,
+                "validator": "sgc",
+            },
+            "interactions": {
+                "summary": {"init": "kmeans", "temperature": 1.0},
+                "settings": {"real_size": 256, "ridge": 1.0, "inner_lr": 1e-3},
+                "steps": 100,
+                "lr": 0.03,
+            },
+        },
+    ),
 ]

@@ -9,6 +9,7 @@ import pytest
 from datastill.checks import OBJECTIVE_CHECKS, ToyModality
 from datastill.objectives.base import Objective
 from datastill.objectives.distribution_matching import DistributionMatching
+from datastill.objectives.feature_regression import FeatureRegression
 from datastill.objectives.gradient_matching import GradientMatching
 from datastill.objectives.kernel_ridge import KernelRidge
 from datastill.objectives.meta_model import UnrolledTraining
@@ -17,6 +18,9 @@ from datastill.objectives.trajectory_matching import TrajectoryMatching
 OBJECTIVES: dict[str, Callable[[], Objective]] = {
     "distribution-matching": lambda: DistributionMatching(real_size=5),
     "distribution-matching/warm": lambda: DistributionMatching(real_size=None, refresh=3, warmup=3, weighting="share"),
+    "feature-regression": lambda: FeatureRegression(
+        pool=3, max_age=2, inner_lr=0.05, inner_batch=4, real_size=5, ridge=1e-2
+    ),
     "gradient-matching": lambda: GradientMatching(outer_loops=3, inner_epochs=2, real_size=5),
     "gradient-matching/doscond": lambda: GradientMatching(outer_loops=1, inner_epochs=0, distance="squared"),
     "gradient-matching/gcond": lambda: GradientMatching(

@@ -1,0 +1,103 @@
+"""Neural feature regression: ridge regression on the features of learners that train on the summary as it changes.
+
+FRePo: Zhou, Nezhadarya & Ba (NeurIPS 2022), arXiv 2206.00719. The last layer is solved exactly, the layers below come from a pool
+of learners at every stage of training, and gradients go through the features of the summary only.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from datastill.backbones.ridge import ridge_solve
+from datastill.errors import check_count, require
+from datastill.modalities.base import Modality, Summary
+from datastill.objectives.base import Objective, RealBatches
+from datastill.objectives.pool import LearnerPool
+from datastill.rng import fork, generator
+
+
+@dataclass
+class FeatureRegression(Objective):
+    """Loss on real points of F_t F_s' (F_s F_s' + ridge tr/n I)^-1 Y_s, with F the features of a learner of the pool.
+
+    Attributes:
+        learner: name of the learner; None takes the modality's default.
+        pool: learners in the pool.
+        max_age: training steps after which a learner is replaced.
+        inner_lr: learning rate of the learners' training on the summary (Adam).
+        inner_batch: synthetic points of a training step; None takes all of them.
+        ridge: at least 0, relative to the mean diagonal of F_s F_s'.
+        real_size: real points a group at each step; None takes all of them.
+        augment: whether real and synthetic points of the regression get the same random augmentation.
+        margin: weight of the label margin, which keeps the largest of each learned label 1/classes above the next one; it
+            does nothing where labels are fixed.
+    """
+
+    learner: str | None = None
+    pool: int = 10
+    max_age: int = 100
+    inner_lr: float = 3e-4
+    inner_batch: int | None = 1000
+    ridge: float = 1e-6
+    real_size: int | None = 102
+    augment: bool = False
+    margin: float = 1.0
+
+    name: ClassVar[str] = "feature-regression"
+
+    def __post_init__(self) -> None:
+        check_count("pool", self.pool)
+        check_count("max_age", self.max_age)
+        for field in ("inner_batch", "real_size"):
+            if getattr(self, field) is not None:
+                check_count(field, getattr(self, field))
+        require(self.inner_lr > 0, f"inner_lr must be positive, got {self.inner_lr!r}.")
+        require(self.ridge >= 0, f"ridge must be at least 0, got {self.ridge!r}.")
+        require(self.margin >= 0, f"margin must be at least 0, got {self.margin!r}.")
+
+    def start(self, modality: Modality, summary: Summary, *, seed: int = 0, workdir: Path | None = None) -> None:
+        super().start(modality, summary, seed=seed, workdir=workdir)
+        self._real = RealBatches(modality.real, self.real_size)
+        self._learns_labels = "labels" in summary.parameter_groups()
+        self._pool = LearnerPool(
+            modality, self.learner, self.pool, self.max_age, self.inner_lr, generator(seed, "learner pool")
+        )
+
+    def loss(self, rng: torch.Generator) -> Tensor:
+        """The regression's loss on real points, and the label margin."""
+        net = self._pool.pick(rng)
+        real, synthetic = self._real(rng), self.summary(rng)
+        labels = synthetic.targets
+        if self.augment:
+            seed = fork(rng) % 2**31
+            real, synthetic = self.modality.augment(real, seed), self.modality.augment(synthetic, seed)
+        with torch.no_grad():
+            theirs = net.embed(real.inputs).flatten(1)
+        ours = net.embed(synthetic.inputs).flatten(1)
+        coefficients = ridge_solve(ours @ ours.T, self.modality.encode(synthetic.targets), self.ridge)
+        loss = self.modality.ridge_loss(theirs @ (ours.T @ coefficients), real.targets)
+        return loss + self.margin * label_margin(labels) if self._learns_labels else loss
+
+    def after_step(self, rng: torch.Generator) -> None:
+        with torch.no_grad():
+            batch = self.summary(rng).detach()
+        if self.inner_batch is not None and self.inner_batch < len(batch):
+            batch = batch.take(torch.randperm(len(batch), generator=rng)[: self.inner_batch].to(batch.groups.device))
+        self._pool.train(batch, rng)
+
+    def state_dict(self) -> dict[str, Any]:
+        return self._pool.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._pool.load_state_dict(state)
+
+
+def label_margin(labels: Tensor) -> Tensor:
+    """Mean of -min(largest - second largest, 1/classes) over the rows of (n, classes), FRePo's appendix."""
+    best = labels.topk(2, dim=1).values
+    return -(best[:, 0] - best[:, 1]).clamp(max=1.0 / labels.shape[1]).mean()
