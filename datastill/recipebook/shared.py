@@ -210,7 +210,7 @@ RECIPES = [
         steps=2000,
         schedule="cosine",
         overrides={
-            "image": {"summary": {"labels": "learned"}, "lr": {"points": 3e-3, "labels": 3e-3}},
+            "image": {"summary": {"labels": "learned"}, "steps": 1000, "lr": {"points": 0.02, "labels": 3e-3}},
             "text": {
                 "summary": {"labels": "learned"},
                 "settings": {"real_size": 64},
