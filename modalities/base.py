@@ -41,7 +41,7 @@ class Summary(nn.Module, ABC):
     from `rng`; without `rng` it gives its mean.
     """
 
-    exact_export: ClassVar[bool] = True
+    exact_export: bool = True
     """Whether `modality.read(summary.export())` equals `summary()`, up to the rounding of the dataset's number type.
 
     If not, evaluation reports both."""

@@ -22,10 +22,12 @@ from datastill.modalities.base import Batch, Size, Split
 from datastill.modalities.classification import ClassificationModality
 from datastill.modalities.image_data import LabelledImages, labelled_images, require_hard, split_off
 from datastill.modalities.image_scale import PixelScale
+from datastill.modalities.image_storage import STORAGES, make_storage
 from datastill.modalities.image_summary import ImageSummary
 from datastill.modalities.kmeans import k_means, nearest_members
 
 INITS = ("real", "noise", "kmeans", "kmeans-real")
+_STORAGE_OPTIONS = [option for _, options in STORAGES.values() for option in options]
 _CHUNK = 1024  # held-out images a batch
 _CLUSTERED = 2000  # images of a class, at most, that k-means looks at
 _WIDTH = 32  # filters of "convnet"; a quarter of the published 128 loses little and is many times faster on a CPU
@@ -171,6 +173,7 @@ class ImageModality(ClassificationModality):
         init: str = "real",
         labels: str = "hard",
         clamp: bool = True,
+        storage: str = "pixels",
         **options: Any,
     ) -> ImageSummary:
         """A summary with `counts[g]` images of each class.
@@ -184,9 +187,15 @@ class ImageModality(ClassificationModality):
             labels: "hard" (the class), or "learned": distributions over classes, which begin as the class and are
                 optimised.
             clamp: whether pixels stay in the valid range, so that every summary can be exported as images.
+            storage: "pixels" (every pixel is a parameter), or fewer numbers that decode to the images: "formation" (mosaics of
+                small images), "bases" (linear combinations) or "frequencies" (low ones); see `image_storage`.
+            options: of the storage: `factor`; `bases` and `downscale`; `keep`.
         """
-        if options:
-            raise unknown_name("option of image summaries", next(iter(options)), ("init", "labels", "clamp"))
+        for option in options:
+            if option not in _STORAGE_OPTIONS:
+                raise unknown_name(
+                    "option of image summaries", option, ("init", "labels", "clamp", "storage", *_STORAGE_OPTIONS)
+                )
         if init not in INITS:
             raise unknown_name("initialisation", init, INITS)
         if labels not in ("hard", "learned"):
@@ -196,7 +205,7 @@ class ImageModality(ClassificationModality):
         groups = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(list(counts)))
         soft = F.one_hot(groups, self.num_classes).to(torch.float32) if labels == "learned" else None
         made = ImageSummary(
-            pixels,
+            make_storage(storage, pixels, options),
             groups,
             soft,
             scale=self.scale,

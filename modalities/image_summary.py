@@ -1,4 +1,4 @@
-"""The summary of an image dataset: pixels as free parameters, and soft labels where they are learned."""
+"""The summary of an image dataset: stored pixels as parameters, and soft labels where they are learned."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ from torch.utils.data import TensorDataset
 from datastill.modalities.base import Batch, Summary
 from datastill.modalities.image_files import write_folder, write_grid
 from datastill.modalities.image_scale import PixelScale
+from datastill.modalities.image_storage import Storage
 
 
 class ImageSummary(Summary):
     """Synthetic images (n, c, h, w), normalised as the modality's learners read them.
 
     Args:
-        pixels: first values, normalised.
+        storage: of the pixels, normalised.
         groups: (n,) the class of each image.
         labels: (n, classes) first values of the soft labels; None keeps the classes as labels.
         scale: of the pixels, by which they are exported.
@@ -29,7 +30,7 @@ class ImageSummary(Summary):
 
     def __init__(
         self,
-        pixels: Tensor,
+        storage: Storage,
         groups: Tensor,
         labels: Tensor | None,
         *,
@@ -39,10 +40,12 @@ class ImageSummary(Summary):
         class_names: tuple[str, ...],
     ) -> None:
         super().__init__()
-        self.pixels = nn.Parameter(pixels.clone())
+        self.storage = storage
         self.labels = None if labels is None else nn.Parameter(labels.clone())
         self.groups: Tensor
         self.register_buffer("groups", groups.clone())
+        # The plain images hold what is stored, up to the clamping of decoded pixels, but take more bytes.
+        self.exact_export = not storage.compact
         self.scale = scale
         self.clamp = clamp
         self.eight_bit = eight_bit and clamp
@@ -51,20 +54,19 @@ class ImageSummary(Summary):
 
     def forward(self, rng: torch.Generator | None = None) -> Batch:
         """All images; targets are class ids (n,), or distributions (n, classes) where labels are learned."""
-        return Batch(self.pixels, self.groups if self.labels is None else self.labels, self.groups)
+        return Batch(self.storage(), self.groups if self.labels is None else self.labels, self.groups)
 
     @torch.no_grad()
     def project_(self) -> None:
-        """Clamp pixels to the valid range, and put each soft label on the simplex of distributions."""
+        """Clamp stored pixels to the valid range, and put each soft label on the simplex of distributions."""
         if self.clamp:
-            low, high = self.scale.bounds(self.pixels)
-            self.pixels.copy_(torch.minimum(torch.maximum(self.pixels, low), high))
+            self.storage.clamp_(*self.scale.bounds(next(self.storage.parameters())))
         if self.labels is not None:
             self.labels.copy_(nearest_distributions(self.labels))
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
-        """ "points" are the pixels, "labels" the soft labels if they are learned."""
-        groups = {"points": [self.pixels]}
+        """ "points" are the stored pixels, "labels" the soft labels if they are learned."""
+        groups = {"points": list(self.storage.parameters())}
         return groups if self.labels is None else {**groups, "labels": [self.labels]}
 
     @torch.no_grad()
@@ -73,7 +75,7 @@ class ImageSummary(Summary):
 
         The images are uint8 if the target dataset is and pixels are kept in the valid range, else float32.
         """
-        images = self.scale.restore(self.pixels.detach().cpu().float())
+        images = self.scale.restore(self.storage().detach().cpu().float())
         if self.clamp:  # again, since undoing the normalisation rounds
             images = images.clamp(self.scale.low, self.scale.high)
         if self.eight_bit:

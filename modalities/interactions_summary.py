@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import ClassVar, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -47,7 +47,7 @@ class InteractionsSummary(Summary):
         cardinality: weight of Distill-CF's penalty on the mean sum of a row, in units of the mean of `lengths`; 0 is none.
     """
 
-    exact_export: ClassVar[bool] = False
+    exact_export = False
 
     def __init__(
         self,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -41,7 +41,7 @@ class TextSummary(Summary):
         pull: fraction of the way to the nearest decodable row that a vector moves after every step, in [0, 1].
     """
 
-    exact_export: ClassVar[bool] = False
+    exact_export = False
 
     def __init__(
         self,

@@ -117,7 +117,7 @@ def test_pixels_stay_valid_unless_told_otherwise(digits: ImageModality) -> None:
     for clamp in (True, False):
         summary = digits.summary([1] * 10, rng=generator(0), clamp=clamp)
         with torch.no_grad():
-            summary.pixels.mul_(5)
+            summary.parameter_groups()["points"][0].mul_(5)
         summary.project_()
         images = summary.export().tensors[0]
         assert (float(images.min()) >= 0 and float(images.max()) <= 16) == clamp
