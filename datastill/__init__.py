@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from datastill.artifact import load as load
     from datastill.artifact import save as save
     from datastill.condense.graph import condense_graph as condense_graph
+    from datastill.condense.graphs import condense_graphs as condense_graphs
     from datastill.condense.images import condense_images as condense_images
     from datastill.condense.interactions import condense_interactions as condense_interactions
     from datastill.condense.text import condense_text as condense_text
@@ -30,6 +31,7 @@ _HOMES = {
     "load": "artifact",
     "save": "artifact",
     "condense_graph": "condense.graph",
+    "condense_graphs": "condense.graphs",
     "condense_images": "condense.images",
     "condense_interactions": "condense.interactions",
     "condense_text": "condense.text",
@@ -57,6 +59,7 @@ __all__ = [
     "Result",
     "__version__",
     "condense_graph",
+    "condense_graphs",
     "condense_images",
     "condense_interactions",
     "condense_text",

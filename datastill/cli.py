@@ -16,6 +16,7 @@ _COMMANDS = {
     "image": "distil images: a folder, MNIST's files, or digits",
     "text": "distil labelled sentences: a CSV, a TSV, or lines of 'label sentence'",
     "graph": "distil a graph for node classification: Cora, a folder, or an .npz",
+    "graphs": "distil a set of small graphs: a TU or OGB folder, or digits",
     "interactions": "distil a recommender log: CSV, TSV, parquet or .inter",
     "evaluate": "score the summary in a run folder again",
     "report": "write a run folder's report.html",
@@ -69,7 +70,7 @@ def _run(given: list[str]) -> None:
     from datastill import commands
 
     runners: dict[str, Callable[[Sequence[str]], None]] = {
-        **{kind: partial(commands.condense, kind) for kind in ("image", "text", "graph", "interactions")},
+        **{kind: partial(commands.condense, kind) for kind in ("image", "text", "graph", "graphs", "interactions")},
         "evaluate": commands.evaluate_run,
         "report": commands.report_run,
         "recipes": commands.list_recipes,

@@ -24,6 +24,7 @@ _KINDS = {
     "image": ("datastill.condense.images:condense_images", "datastill.sources:read_images"),
     "text": ("datastill.condense.text:condense_text", "datastill.sources:read_texts"),
     "graph": ("datastill.condense.graph:condense_graph", "datastill.sources:read_graph_source"),
+    "graphs": ("datastill.condense.graphs:condense_graphs", "datastill.sources_graphs:read_graph_sets"),
     "interactions": ("datastill.condense.interactions:condense_interactions", "datastill.sources:read_logs"),
 }
 
@@ -152,6 +153,7 @@ def _given_by(kind: str) -> tuple[str, ...]:
         "image": ("data", "labels", "test", "validation"),
         "text": ("texts", "labels", "test", "validation"),
         "graph": ("data",),
+        "graphs": ("data", "split", "metric"),
         "interactions": ("logs",),
     }[kind]
 

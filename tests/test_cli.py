@@ -57,7 +57,7 @@ def logs(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("arguments", [(), ("--help",), ("-h",), ("help",)])
 def test_the_overview_names_every_command(shell: Shell, arguments: tuple[str, ...]) -> None:
     assert shell(*arguments) == 0
-    for command in ("image", "text", "graph", "interactions", "evaluate", "report", "recipes", "demo"):
+    for command in ("image", "text", "graph", "graphs", "interactions", "evaluate", "report", "recipes", "demo"):
         assert f"datastill {command} " in shell.out
     assert shell.err == ""
 
@@ -73,6 +73,7 @@ def test_the_version(shell: Shell) -> None:
         ("image", ("--data", "--per-class", "--recipe", "--out", "--seeds", "--test")),
         ("text", ("--data", "--per-class", "--embeddings", "--text-column")),
         ("graph", ("--data", "--ratio", "--root", "--download", "--recipe")),
+        ("graphs", ("--data", "--per-class", "--nodes", "--adjacency")),
         ("interactions", ("--data", "--users", "--min-rating")),
         ("evaluate", ("run", "--learners", "--data")),
         ("report", ("run",)),

@@ -34,6 +34,7 @@ PUBLIC = {
     "Result",
     "__version__",
     "condense_graph",
+    "condense_graphs",
     "condense_images",
     "condense_interactions",
     "condense_text",

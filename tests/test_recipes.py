@@ -14,7 +14,7 @@ REQUIRED = ["dm", "dc", "dsa", "kip", "dd", "mtt", "gcond", "gcond-x", "gcdm", "
 
 def test_the_book_has_what_it_must() -> None:
     assert set(REQUIRED) <= set(recipes)
-    assert set(recipes.defaults) == {"image", "text", "graph", "interactions"}
+    assert set(recipes.defaults) == {"image", "text", "graph", "graphs", "interactions"}
     assert all(recipes[name].name == name for name in recipes)
     assert all(recipes[name].paper for name in REQUIRED)
 
@@ -30,7 +30,7 @@ def test_every_recipe_builds(name: str) -> None:
 
 
 def test_the_five_families_are_on_every_modality() -> None:
-    for kind in ("image", "text", "graph", "interactions"):
+    for kind in ("image", "text", "graph", "graphs", "interactions"):
         families = {recipe.objective for recipe in recipes.values() if kind in recipe.modalities}
         assert families >= set(registry.names("objectives"))
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from datastill.recipe import RecipeBook
-from datastill.recipebook import graph, image, interactions, shared, text
+from datastill.recipebook import graph, graphs, image, interactions, shared, text
 
 recipes = RecipeBook(
-    [*image.RECIPES, *text.RECIPES, *graph.RECIPES, *interactions.RECIPES, *shared.RECIPES],
+    [*image.RECIPES, *text.RECIPES, *graph.RECIPES, *graphs.RECIPES, *interactions.RECIPES, *shared.RECIPES],
     defaults={
         "image": "image-default",
         "text": "text-default",
         "graph": "graph-default",
+        "graphs": "graphs-default",
         "interactions": "interactions-default",
     },
 )

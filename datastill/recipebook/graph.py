@@ -78,7 +78,7 @@ RECIPES = [
         name="doscond",
         title="one-step gradient matching with a Bernoulli adjacency",
         paper="Jin et al., KDD 2022, arXiv 2206.07746",
-        modalities=("graph",),
+        modalities=("graph", "graphs"),
         objective="gradient-matching",
         settings={
             "learner": "gcn",
@@ -93,5 +93,16 @@ RECIPES = [
         lr={"features": 0.03, "adjacency": 0.1},
         validate_every=30,
         validator="sgc",
+        overrides={
+            "graphs": {
+                "target": {"integers": "number"},
+                "summary": {"init": "real", "padding": "keep"},
+                "steps": 400,
+                "lr": {"features": 0.01, "adjacency": 0.1},
+                "validate_every": 80,
+                "validator": None,
+                "select_on": "export",
+            },
+        },
     ),
 ]

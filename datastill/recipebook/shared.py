@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datastill.recipe import Recipe
 
-_ANY = ("image", "text", "graph", "interactions")
+_ANY = ("image", "text", "graph", "graphs", "interactions")
 
 RECIPES = [
     Recipe(
@@ -27,6 +27,13 @@ RECIPES = [
                 "optimizer": "adam",
                 "lr": 0.02,
                 "momentum": None,
+            },
+            "graphs": {
+                "steps": 200,
+                "optimizer": "adam",
+                "lr": {"features": 0.05, "adjacency": 0.1},
+                "momentum": None,
+                "select_on": "export",
             },
             "interactions": {
                 "summary": {"init": "kmeans", "temperature": 1.0},
@@ -65,6 +72,14 @@ RECIPES = [
                 "lr": 0.01,
                 "momentum": None,
             },
+            "graphs": {
+                "settings": {"outer_loops": 5, "inner_epochs": 10, "inner_optimizer": "adam", "inner_lr": 1e-3},
+                "steps": 150,
+                "optimizer": "adam",
+                "lr": {"features": 0.05, "adjacency": 0.1},
+                "momentum": None,
+                "select_on": "export",
+            },
             "interactions": {
                 "summary": {"init": "kmeans", "temperature": 1.0},
                 "settings": {
@@ -96,6 +111,12 @@ RECIPES = [
                 "settings": {"ridge": 1.0, "real_size": None},
                 "steps": 100,
                 "lr": 3e-3,
+            },
+            "graphs": {
+                "settings": {"ridge": 0.1, "real_size": None},
+                "steps": 200,
+                "lr": {"features": 0.05, "adjacency": 0.1},
+                "select_on": "export",
             },
             "interactions": {"settings": {"real_size": 1024}, "steps": 60, "lr": 0.2},
         },
@@ -135,6 +156,20 @@ RECIPES = [
                 },
                 "steps": 100,
                 "momentum": None,
+            },
+            "graphs": {
+                "settings": {
+                    "learner": "profile",
+                    "inner_steps": 20,
+                    "inner_lr": 0.1,
+                    "momentum": 0.9,
+                    "lr_per_step": False,
+                    "real_size": None,
+                },
+                "steps": 150,
+                "lr": {"features": 0.05, "adjacency": 0.1, "inner_lr": 0.01},
+                "momentum": None,
+                "select_on": "export",
             },
             "interactions": {
                 "summary": {"init": "kmeans", "temperature": 1.0},
@@ -186,6 +221,20 @@ RECIPES = [
                 },
                 "steps": 100,
             },
+            "graphs": {
+                "settings": {
+                    "learner": "profile",
+                    "experts": 5,
+                    "expert_lr": 0.1,
+                    "expert_momentum": 0.9,
+                    "expert_interval": 10,
+                    "inner_steps": 15,
+                    "inner_lr": 0.1,
+                },
+                "steps": 150,
+                "lr": {"features": 0.05, "adjacency": 0.1, "inner_lr": 0.01},
+                "select_on": "export",
+            },
             "interactions": {
                 "summary": {"init": "kmeans", "temperature": 1.0},
                 "settings": {
@@ -223,6 +272,12 @@ RECIPES = [
                 "steps": 150,
                 "lr": 0.01,
                 "validator": "sgc",
+            },
+            "graphs": {
+                "settings": {"learner": "profile", "real_size": 256, "ridge": 1e-2, "inner_lr": 1e-3},
+                "steps": 150,
+                "lr": {"features": 0.05, "adjacency": 0.1},
+                "select_on": "export",
             },
             "interactions": {
                 "summary": {"init": "kmeans", "temperature": 1.0},

@@ -1,0 +1,83 @@
+"""`condense_graphs`: many small graphs in, a few synthetic PyG graphs out."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from datastill.condense.common import Job, condenser, find_recipe
+from datastill.errors import check_count, unknown_name
+from datastill.modalities.graphs import ADJACENCIES, GraphsModality
+from datastill.modalities.graphs_data import Splits
+from datastill.recipe import Recipe
+
+
+@condenser
+def condense_graphs(
+    data: Any,
+    *,
+    per_class: int = 10,
+    nodes: int | None = None,
+    adjacency: Literal["bernoulli", "none"] | None = None,
+    recipe: str | Recipe | None = None,
+    split: Splits | None = None,
+    metric: Literal["accuracy", "roc_auc"] | None = None,
+    integers: Literal["onehot", "number"] | None = None,
+    seed: int = 0,
+    steps: int | None = None,
+    out: str | Path | None = None,
+    device: str | torch.device | None = None,
+    progress: bool = True,
+) -> Job[list[Any]]:
+    """Distil labelled graphs into `per_class` small graphs of each class, on which a graph network trains almost as well.
+
+    Args:
+        data: a PyG dataset or a list of `torch_geometric.data.Data` with edge_index, one class in y, and x. Where no graph
+            has x a node is its degree, one-hot, and that is the x of the synthetic graphs. Nothing is changed.
+        per_class: graphs of each class in the result, at least 1.
+        nodes: nodes of the largest synthetic graph; None is the mean of the training graphs.
+        adjacency: edges of the result, in place of the recipe's choice: "bernoulli" (free) or "none" (networks read the
+            features as already propagated).
+        recipe: one of `datastill.recipes` for graphs, or None for the default.
+        split: {"train": positions, "valid": positions, "test": positions}; None is the dataset's own `get_idx_split`, or a
+            tenth for validation and a tenth for testing at random. Test graphs are never used in distillation.
+        metric: by which the summary is selected; None is what an OGB dataset says, else accuracy.
+        integers: what integer x is: "onehot" (categories; synthetic nodes are of categories that there are) or "number"; None is
+            the recipe's choice.
+        seed: of everything random.
+        steps: outer steps, in place of the recipe's.
+        out: run folder for the artifact, the metrics and checkpoints from which a killed run goes on. None writes nothing.
+        device: where to compute; None is the CPU.
+        progress: whether a progress bar is shown on stderr.
+
+    Returns:
+        A list of `Data` on the CPU with x (as the input has it: numbers, or categories), edge_index with both directions of
+        each edge, and y of the shape that y has in `data`.
+
+    Raises:
+        InputError: for data or arguments that cannot be used, before work starts.
+    """
+    check_count("per_class", per_class)
+    chosen = find_recipe(recipe, "graphs")
+    if adjacency is not None:
+        chosen = _with_adjacency(chosen, adjacency)
+    if nodes is not None:
+        chosen = dataclasses.replace(chosen, summary={**chosen.summary, "nodes": check_count("nodes", nodes)})
+    target = {**chosen.target, **({} if integers is None else {"integers": integers})}
+    modality = GraphsModality(data, split=split, metric=metric, seed=seed, **target)
+    options = {"seed": seed, "steps": steps, "out": out, "device": device, "progress": progress}
+    return Job(modality, [per_class] * modality.num_groups, chosen, options)
+
+
+def _with_adjacency(recipe: Recipe, adjacency: str) -> Recipe:
+    """The recipe with other edges; a summary without edges has no rate for them."""
+    if adjacency not in ADJACENCIES:
+        raise unknown_name("adjacency", adjacency, ADJACENCIES)
+    lr = recipe.lr
+    if adjacency == "none" and isinstance(lr, Mapping):
+        lr = {name: rate for name, rate in lr.items() if name != "adjacency"}
+    return dataclasses.replace(recipe, summary={**recipe.summary, "adjacency": adjacency}, lr=lr)
