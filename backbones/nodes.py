@@ -136,6 +136,19 @@ def _same(a: Tensor | None, b: Tensor | None) -> bool:
 
 
 @dataclass(frozen=True)
+class Links:
+    """The edges of a graph as its owner has them, for layers that normalise on their own.
+
+    Attributes:
+        edge_index: (2, edges) int64, sources and targets.
+        edge_weight: (edges,) floating, or None for ones.
+    """
+
+    edge_index: Tensor
+    edge_weight: Tensor | None = None
+
+
+@dataclass(frozen=True)
 class Nodes:
     """Points of a graph, as learners read them.
 
@@ -145,12 +158,14 @@ class Nodes:
             identity (no structure), dense (differentiable), or sparse.
         rows: (m,) int64, the nodes that are meant: learners give one output for each.
         hops: the cache of A^k X, where the graph is constant.
+        links: the edges that A was made of, where the graph is somebody's own.
     """
 
     features: Tensor
     adjacency: Tensor | Csr | None
     rows: Tensor
     hops: Hops | None = None
+    links: Links | None = None
     # What training on the same nodes would compute at every step, of a constant graph only.
     _memo: dict[Any, Any] = field(init=False, default_factory=dict, repr=False, compare=False)
 
@@ -159,10 +174,10 @@ class Nodes:
             object.__setattr__(self, "hops", None)
 
     @staticmethod
-    def constant(features: Tensor, adjacency: Tensor | Csr | None) -> Nodes:
+    def constant(features: Tensor, adjacency: Tensor | Csr | None, links: Links | None = None) -> Nodes:
         """All nodes of a graph that will not change, with a cache of its propagated features."""
         rows = torch.arange(len(features), device=features.device)
-        return Nodes(features, adjacency, rows, None if adjacency is None else Hops(features, adjacency))
+        return Nodes(features, adjacency, rows, None if adjacency is None else Hops(features, adjacency), links)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -174,6 +189,26 @@ class Nodes:
     def at(self, rows: Tensor) -> Nodes:
         """Other rows of the same graph: ids of nodes."""
         return replace(self, rows=rows)
+
+    def edges(self) -> Links:
+        """`links`, or edges of which A is the operator: the off-diagonal W_ij = A_ij / sqrt(A_ii A_jj), with A_ii > 0.
+
+        A graph without structure has loops instead: each node hears itself, as A = I says.
+        """
+        if self.links is not None:
+            return self.links
+        if self.adjacency is None:
+            return Links(torch.arange(len(self.features), device=self.rows.device).expand(2, -1))
+        if isinstance(self.adjacency, Csr):
+            target, source, values = self.adjacency.owners(), self.adjacency.columns, self.adjacency.values
+        else:
+            target, source = self.adjacency.detach().nonzero(as_tuple=True)
+            values = self.adjacency[target, source]
+        looped, apart = target == source, target != source
+        own = torch.zeros(len(self.features), dtype=values.dtype, device=values.device)
+        own = own.index_put((target[looped],), values[looped])
+        source, target = source[apart], target[apart]
+        return Links(torch.stack([source, target]), values[apart] * (own[source] * own[target]).rsqrt())
 
     def propagated(self, hops: int) -> Tensor:
         """A^hops X at the rows, (m, d)."""

@@ -5,15 +5,17 @@ Everything constant about the real graph is computed once: the normalised operat
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Sequence
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor
 
 from datastill.backbones.base import Kernel, Learner, VectorKernel
 from datastill.backbones.graph import GCN, SGC, NodeMLP
-from datastill.backbones.nodes import Csr, Hops, Nodes, normalised
+from datastill.backbones.graph_layers import LAYERED, LayeredGNN
+from datastill.backbones.nodes import Csr, Hops, Links, Nodes, normalised
 from datastill.backbones.training import Protocol
 from datastill.errors import InputError, check_count, require, unknown_name
 from datastill.modalities.base import Batch, Size, Split, Summary
@@ -54,7 +56,7 @@ class GraphModality(ClassificationModality):
     """
 
     kind = "graph"
-    learners = ("gcn", "sgc", "mlp")
+    learners = ("gcn", "sgc", "mlp", *LAYERED)
 
     def __init__(
         self,
@@ -83,6 +85,10 @@ class GraphModality(ClassificationModality):
         self.setting = setting
         self.unlabelled = unlabelled
         self.graph = read_graph(data, split, seed)
+        require(
+            not self.graph.structural or setting == "transductive",
+            "setting='inductive' needs data.x: structural features are made of the whole graph, which training must not see.",
+        )
         self._parts = dict.fromkeys(self.graph.parts, self.graph)
         if setting == "inductive":
             self._parts = {part: self.graph.induced(nodes) for part, nodes in self.graph.parts.items()}
@@ -115,18 +121,29 @@ class GraphModality(ClassificationModality):
         """Nodes of each class that `real` gives: the training nodes and, with "teach", all others too."""
         return [len(members) for members in self._members]
 
+    @property
+    def num_nodes(self) -> int:
+        """Nodes of the whole graph, labelled or not."""
+        return len(self.graph.features)
+
     def _view(self, part: str) -> Nodes:
         """All nodes of the graph that `part` is on, with its cache of propagated features."""
         if self.setting == "transductive":
             part = "train"
         if part not in self._views:
             graph = self._parts[part]
-            adjacency = None
-            if graph.edge_index.numel():
-                adjacency = normalised(graph.edge_index, graph.edge_weight, len(graph.features))
-            moved = Batch(Nodes.constant(graph.features, adjacency), None, graph.labels).to(self.device, self.dtype)
-            self._views[part] = Nodes.constant(moved.inputs.features, moved.inputs.adjacency)
+            self._views[part] = self._constant(graph.features, graph.edge_index, graph.edge_weight)
         return self._views[part]
+
+    def _constant(self, features: Tensor, edge_index: Tensor, edge_weight: Tensor | None) -> Nodes:
+        """All nodes of a graph, on `device`. Loops alone are no structure: A is I then."""
+        adjacency = links = None
+        if bool((edge_index[0] != edge_index[1]).any()):
+            adjacency = normalised(edge_index, edge_weight, len(features))
+            links = Links(edge_index, edge_weight)
+        rows = torch.empty(0, dtype=torch.int64)
+        moved = Batch(Nodes(features, adjacency, rows, links=links), None, rows).to(self.device, self.dtype).inputs
+        return Nodes.constant(moved.features, moved.adjacency, moved.links)
 
     def _batch(self, part: str, nodes: Tensor, classes: Tensor) -> Batch:
         labels = classes[nodes].to(self.device)
@@ -157,8 +174,11 @@ class GraphModality(ClassificationModality):
     # --- learners and kernels -----------------------------------------------------------------------------------------
 
     def build(self, name: str) -> Learner:
-        """By name: "gcn" (two layers), "sgc" (linear on A^hops X) or "mlp" (two layers, no propagation)."""
+        """By name: "gcn" (two layers), "sgc" (linear on A^hops X), "mlp" (two layers, no propagation), or two of PyG's
+        layers: "sage", "appnp", "cheb", "gat", "transformer" (see `LayeredGNN`)."""
         width, classes = self.graph.features.shape[1], self.graph.num_classes
+        if name in LAYERED:
+            return LayeredGNN(name, width, classes, self.hidden, self.dropout)
         if name == "sgc":
             return SGC(width, classes, self.hops)
         kind = GCN if name == "gcn" else NodeMLP
@@ -176,19 +196,16 @@ class GraphModality(ClassificationModality):
             self._last = nodes.rows, nodes.hops, nodes.propagated(self.hops) / self.scale
         return self._last[2]
 
-    _PROTOCOLS: ClassVar[dict[str, Protocol]] = {
-        "gcn": Protocol(300, "adam", 0.01, weight_decay=5e-4, batch_size=None, schedule="drop", validate_every=10),
-        "sgc": Protocol(300, "adam", 0.1, weight_decay=5e-5, batch_size=None, schedule="drop", validate_every=10),
-        "mlp": Protocol(300, "adam", 0.01, weight_decay=5e-4, batch_size=None, schedule="drop", validate_every=10),
-    }
+    _NETWORK = Protocol(300, "adam", 0.01, weight_decay=5e-4, batch_size=None, schedule="drop", validate_every=10)
+    _LINEAR = dataclasses.replace(_NETWORK, lr=0.1, weight_decay=5e-5)
 
     def protocol(self, learner: str) -> Protocol:
         """Full batches, Adam, 300 steps; the best of every tenth on the validation nodes is kept.
 
-        "gcn" and "mlp": learning rate 0.01, from half way 0.001, L2 penalty 5e-4, which is GCond's protocol at half its
-        length. "sgc": 0.1, then 0.01, and 5e-5.
+        Learning rate 0.01, from half way 0.001, L2 penalty 5e-4, which is GCond's protocol at half its length; "sgc",
+        which is linear, has 0.1, then 0.01, and 5e-5.
         """
-        return self._PROTOCOLS[learner]
+        return self._LINEAR if learner == "sgc" else self._NETWORK
 
     # --- summaries and native datasets --------------------------------------------------------------------------------
 
@@ -286,13 +303,10 @@ class GraphModality(ClassificationModality):
             x.dim() == 2 and x.shape[1] == self.graph.features.shape[1],
             f"x must have {self.graph.features.shape[1]} features a node, like the target dataset, got {tuple(x.shape)}.",
         )
-        adjacency = None
-        if graph["edge_index"].numel():
-            adjacency = normalised(graph["edge_index"], graph.get("edge_weight"), len(x))
         groups = y.argmax(1) if y.is_floating_point() else y
-        everything = Batch(Nodes.constant(x, adjacency), y, groups).to(self.device, self.dtype)
-        nodes = Nodes.constant(everything.inputs.features, everything.inputs.adjacency)
-        batch = Batch(nodes, everything.targets, everything.groups)
+        labels = Batch(y, y, groups).to(self.device, self.dtype)
+        nodes = self._constant(x, graph["edge_index"], graph.get("edge_weight"))
+        batch = Batch(nodes, labels.targets, labels.groups)
         if "train_mask" in graph and not bool(graph["train_mask"].all()):
             return batch.take(graph["train_mask"].nonzero().squeeze(1).to(self.device))
         return batch

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
 from datastill.errors import InputError, load_extra, require
+from datastill.modalities.graph_structural import structural_features
 from datastill.rng import generator
 
 SplitChoice: TypeAlias = "int | Mapping[str, Tensor]"
 PARTS = ("train", "validation", "test")
 _MASKS = {"train": "train_mask", "validation": "val_mask", "test": "test_mask"}
 _KEYS = {"train": ("train",), "validation": ("validation", "valid", "val"), "test": ("test",)}
+_LARGEST = 1e15  # and its inverse, of the largest feature: their squares are still float32 numbers
 # Shares of the labelled nodes of each class where a graph brings no split, and of the training nodes where it has no
 # validation nodes.
 _VALIDATION_SHARE, _TEST_SHARE, _SPLIT_OFF = 0.2, 0.2, 0.2
@@ -33,6 +36,7 @@ class GraphData:
         labels: (n,) int64, below 0 where unknown.
         parts: "train", "validation" and "test", each the sorted ids of its nodes; disjoint, "test" may be empty.
         num_classes: classes, every one of which has a training node.
+        structural: whether the features were made of the edges, because the graph had none.
     """
 
     features: Tensor
@@ -41,6 +45,7 @@ class GraphData:
     labels: Tensor
     parts: dict[str, Tensor]
     num_classes: int
+    structural: bool = False
 
     def induced(self, nodes: Tensor) -> GraphData:
         """The graph of `nodes` alone, renumbered, with the edges among them."""
@@ -50,7 +55,14 @@ class GraphData:
         kept = (moved >= 0).all(0)
         parts = {name: position[ids][position[ids] >= 0] for name, ids in self.parts.items()}
         weight = None if self.edge_weight is None else self.edge_weight[kept]
-        return GraphData(self.features[nodes], moved[:, kept], weight, self.labels[nodes], parts, self.num_classes)
+        return replace(
+            self,
+            features=self.features[nodes],
+            edge_index=moved[:, kept],
+            edge_weight=weight,
+            labels=self.labels[nodes],
+            parts=parts,
+        )
 
     def fingerprint(self) -> str:
         """A sha256 hex digest of everything that distillation reads."""
@@ -68,11 +80,13 @@ class GraphData:
 def read_graph(data: Any, split: SplitChoice = 0, seed: int = 0) -> GraphData:
     """Check a PyG `Data` and take what node classification needs; `data` is left as it is.
 
-    Read are `x`, `edge_index`, `edge_weight` (if any), `y`, and `train_mask`, `val_mask`, `test_mask`, each boolean
+    Read are `x`, `edge_index` and `edge_weight` (if any) or `adj_t`, `y`, and `train_mask`, `val_mask`, `test_mask`, each boolean
     (n,), boolean (n, splits), or integer ids of nodes. What is missing is made: without a training mask the labelled
     nodes are split 60/20/20 in each class; without a validation mask a fifth of the training nodes of each class is set
     apart for it (classes of one node keep it for training); without a test mask the other labelled nodes are the test
-    nodes.
+    nodes. Without `x` the nodes get `structural_features`, and a warning says so, because whoever trains on the summary
+    has to give them to the real graph too (`datastill.transforms.StructuralFeatures`). `edge_attr` is not read: several
+    numbers an edge are no weight; put one of them into `edge_weight`.
 
     Args:
         data: a `torch_geometric.data.Data`.
@@ -84,9 +98,9 @@ def read_graph(data: Any, split: SplitChoice = 0, seed: int = 0) -> GraphData:
         InputError: if anything in `data` is missing or wrong.
     """
     _check_kind(data)
-    features = _features(data)
-    count = len(features)
-    edge_index, edge_weight = _edges(data, count)
+    features = None if data.x is None else _features(data.x)
+    count = count_nodes(data) if features is None else len(features)
+    edge_index, edge_weight = read_edges(data, count)
     labels = _labels(data, count)
     given = _given_parts(data, split, count)
     for name, nodes in given.items():
@@ -98,7 +112,15 @@ def read_graph(data: Any, split: SplitChoice = 0, seed: int = 0) -> GraphData:
             )
     parts = _complete(given, labels, seed)
     num_classes = _count_classes(labels, parts)
-    return GraphData(features, edge_index, edge_weight, labels, parts, num_classes)
+    structural = features is None
+    if features is None:
+        warnings.warn(
+            "data.x is missing, so nodes get structural features (degrees and a spectral embedding). A model trained on the "
+            "summary reads the same ones of the real graph: apply datastill.transforms.StructuralFeatures() to it.",
+            stacklevel=2,
+        )
+        features = structural_features(edge_index, edge_weight, count)
+    return GraphData(features, edge_index, edge_weight, labels, parts, num_classes, structural)
 
 
 def _check_kind(data: Any) -> None:
@@ -108,13 +130,15 @@ def _check_kind(data: Any) -> None:
         raise InputError(f"data must be a torch_geometric.data.Data, got {type(data).__name__}.{hint}")
 
 
-def _features(data: Any) -> Tensor:
-    features = data.x
-    if not isinstance(features, Tensor):
-        raise InputError(
-            "data.x is missing: datastill condenses node features, so give every node some, for example its degree "
-            "(torch_geometric.transforms.OneHotDegree) or a positional encoding."
-        )
+def count_nodes(data: Any) -> int:
+    """Nodes of a `Data` without `x`: as it says itself, or as many as have a label, else all that its edges name."""
+    if "num_nodes" not in data and isinstance(data.y, Tensor) and data.y.dim() > 0:
+        return len(data.y)
+    return int(data.num_nodes)
+
+
+def _features(features: Any) -> Tensor:
+    require(isinstance(features, Tensor), f"data.x must be a tensor or None, got {type(features).__name__}.")
     if features.layout != torch.strided:
         features = features.to_dense()
     require(
@@ -126,16 +150,25 @@ def _features(data: Any) -> Tensor:
     if not bool(torch.isfinite(features).all()):
         node = int((~torch.isfinite(features)).any(1).nonzero()[0])
         raise InputError(f"data.x must be finite, but node {node} has a NaN or infinite feature; replace it first.")
+    largest = float(features.abs().max())
+    require(
+        largest == 0 or 1 / _LARGEST <= largest <= _LARGEST,
+        f"data.x must have a largest absolute value between {1 / _LARGEST:g} and {_LARGEST:g}, whose square float32 "
+        f"holds, got {largest:g}; rescale it, for example to unit variance.",
+    )
     return features
 
 
-def _edges(data: Any, count: int) -> tuple[Tensor, Tensor | None]:
-    edges = data.edge_index
+def read_edges(data: Any, count: int) -> tuple[Tensor, Tensor | None]:
+    """The edges (2, edges) of a `Data` with `count` nodes, and their weights (edges,) if it has any, checked."""
+    edges, weight = data.edge_index, getattr(data, "edge_weight", None)
+    if edges is None and getattr(data, "adj_t", None) is not None:
+        edges, weight = load_extra("torch_geometric.utils", "graphs").to_edge_index(data.adj_t)
+        edges = edges.flip(0)  # adj_t has targets in its rows
     if not isinstance(edges, Tensor):
-        hint = "use an empty one for no edges."
-        if "adj_t" in data:
-            hint = "data.adj_t is not read, so convert it to an edge_index."
-        raise InputError(f"data.edge_index is missing: it must be an integer tensor of shape (2, edges); {hint}")
+        raise InputError(
+            "data.edge_index is missing: it must be an integer tensor of shape (2, edges); use an empty one for no edges."
+        )
     require(
         edges.dim() == 2 and edges.shape[0] == 2 and _is_integer(edges),
         f"data.edge_index must be an integer tensor of shape (2, edges), got {tuple(edges.shape)} of {edges.dtype}.",
@@ -144,9 +177,8 @@ def _edges(data: Any, count: int) -> tuple[Tensor, Tensor | None]:
     if edges.numel() and (int(edges.min()) < 0 or int(edges.max()) >= count):
         wrong = int(edges.min()) if int(edges.min()) < 0 else int(edges.max())
         raise InputError(
-            f"data.edge_index must hold node ids from 0 to {count - 1}, the rows of data.x, but has {wrong}."
+            f"data.edge_index must hold node ids from 0 to {count - 1}, the rows of data.x (or data.y), but has {wrong}."
         )
-    weight = getattr(data, "edge_weight", None)
     if weight is None:
         return edges, None
     require(

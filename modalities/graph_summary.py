@@ -60,11 +60,13 @@ class GraphSummary(Summary):
     def export(self) -> Any:
         """A PyG `Data`: x in the input's scale, edge_index, y, train_mask (all True), edge_weight if edges have weights.
 
-        y is int64 (n,), or (n, classes) floating with learned labels, which PyTorch's cross-entropy takes too.
+        Where no edges are learned each node has a loop: it hears itself, so that layers which weigh a node and its
+        neighbours apart (SAGEConv, TransformerConv) learn both. y is int64 (n,), or (n, classes) floating with learned
+        labels, which PyTorch's cross-entropy takes too.
         """
         data = load_extra("torch_geometric.data", "graphs").Data(
             x=(self.features * self.scale).cpu(),
-            edge_index=torch.empty(2, 0, dtype=torch.int64),
+            edge_index=torch.arange(self.num_points).repeat(2, 1),
             y=self._targets().detach().cpu().clone(),
             train_mask=torch.ones(self.num_points, dtype=torch.bool),
         )

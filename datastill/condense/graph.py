@@ -41,7 +41,7 @@ def condense_graph(
 
     Args:
         data: a `torch_geometric.data.Data` with x, edge_index, y and, where there are, edge_weight and masks; it is not
-            changed. `datastill.modalities.graph_data.read_graph` says what is made where masks are missing.
+            changed. `datastill.modalities.graph_data.read_graph` says what is made where masks or x are missing.
         ratio: synthetic nodes as a share of ALL nodes in `data`, labelled or not, in (0, 1]; rounded down. On Cora's
             2,708 nodes 0.013 is 35 nodes, a quarter of its 140 training nodes.
         nodes: synthetic nodes in all.
@@ -63,9 +63,9 @@ def condense_graph(
         progress: whether a progress bar is shown on stderr.
 
     Returns:
-        A `Data` on the CPU with x (in the input's scale), edge_index, edge_weight (if edges are learned from features),
-        y (soft if the recipe learns labels) and train_mask (all True). PyG's networks train on it as on any other
-        graph.
+        A `Data` on the CPU with x (in the input's scale), edge_index (a loop at each node where no edges are learned),
+        edge_weight (if edges are learned from features), y (soft if the recipe learns labels) and train_mask (all
+        True). PyG's networks train on it as on any other graph.
 
     Raises:
         InputError: for data or arguments that cannot be used, before work starts.
@@ -91,7 +91,9 @@ def condense_graph(
     if per_class is not None:
         counts = [per_class] * modality.num_classes
     else:
-        counts = modality.allocate(int(ratio * data.num_nodes) if nodes is None and ratio is not None else nodes or 0)
+        counts = modality.allocate(
+            int(ratio * modality.num_nodes) if nodes is None and ratio is not None else nodes or 0
+        )
     options = {"seed": seed, "steps": steps, "out": out, "device": device, "progress": progress}
     return Job(modality, counts, chosen, options)
 

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from datastill.backbones.batch import Batch, map_tensors, tensors_of, with_tensors
 from datastill.backbones.graph import GCN, SGC, NodeMLP
-from datastill.backbones.nodes import Csr, Nodes, normalised, normalised_dense
+from datastill.backbones.graph_layers import LAYERED, LayeredGNN
+from datastill.backbones.nodes import Csr, Links, Nodes, normalised, normalised_dense
 
 N = 12
 
@@ -172,3 +173,63 @@ def test_dropout_only_in_training() -> None:
     assert torch.equal(gcn(nodes), gcn(nodes))
     gcn.train()
     assert not torch.equal(gcn(nodes), gcn(nodes))
+
+
+def plain_stack(learner: LayeredGNN, kind: str, x: Tensor, edges: Tensor, weights: Tensor) -> Tensor:
+    """What a user of PyG writes with these layers."""
+    if kind == "appnp":
+        hidden = learner.head(torch.relu(learner.first(x)))
+        assert learner.spread is not None
+        return learner.spread(hidden, edges, weights)
+    arguments = (edges, weights) if kind == "cheb" else (edges,)
+    return learner.head(torch.relu(learner.first(x, *arguments)), *arguments)
+
+
+@pytest.mark.parametrize("kind", LAYERED)
+def test_layered_networks_are_those_of_pyg(kind: str) -> None:
+    pytest.importorskip("torch_geometric")
+    edges, weights = random_edges(4)
+    x = torch.randn(N, 5, generator=torch.Generator().manual_seed(1))
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        learner = LayeredGNN(kind, 5, 3, hidden=16).eval()
+    nodes = Nodes.constant(x, normalised(edges, weights, N), Links(edges, weights))
+    rows = torch.tensor([11, 2, 2, 0])
+    expected = plain_stack(learner, kind, x, edges, weights)
+    torch.testing.assert_close(learner(nodes.at(rows)), expected[rows])
+    assert learner.embed(nodes.at(rows)).shape == (4, 16)
+
+
+def test_edges_are_recovered_from_the_operator() -> None:
+    edges, weights = random_edges(5)
+    apart = edges[0] != edges[1]
+    edges, weights = edges[:, apart], weights[apart]
+    expected = torch.zeros(N, N).index_put_((edges[1], edges[0]), weights)
+    sparse = Nodes.constant(torch.zeros(N, 1), normalised(edges, weights, N)).edges()
+    assert sparse.edge_weight is not None
+    found = torch.zeros(N, N).index_put_((sparse.edge_index[1], sparse.edge_index[0]), sparse.edge_weight)
+    torch.testing.assert_close(found, expected)
+    symmetric = (expected + expected.T).requires_grad_()
+    dense = Nodes(torch.zeros(N, 1), normalised_dense(symmetric), torch.arange(N)).edges()
+    assert dense.edge_weight is not None
+    found = torch.zeros(N, N).index_put((dense.edge_index[1], dense.edge_index[0]), dense.edge_weight)
+    torch.testing.assert_close(found, symmetric)
+    assert Nodes(torch.zeros(3, 1), None, torch.arange(2)).edges().edge_index.tolist() == [[0, 1, 2]] * 2
+
+
+def test_learners_differentiate_through_recovered_edges() -> None:
+    """A summary's learned weights reach the layers that take weights."""
+    pytest.importorskip("torch_geometric")
+    weights = (torch.rand(6, 6, generator=torch.Generator().manual_seed(0)) + 0.1).triu(1).double()
+    weights = (weights + weights.T).requires_grad_()
+    x = torch.randn(6, 4, generator=torch.Generator().manual_seed(1)).double()
+    for kind in ("appnp", "cheb"):
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            learner = LayeredGNN(kind, 4, 2, hidden=8).double().eval()
+
+        def outputs(values: Tensor, net: LayeredGNN = learner) -> Tensor:
+            hollow = values * (1 - torch.eye(6).double())
+            return net(Nodes(x, normalised_dense((hollow + hollow.T) / 2), torch.arange(6))).square().sum()
+
+        assert torch.autograd.gradcheck(outputs, weights)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from datastill.artifact import load
 from datastill.condense.graph import condense_graph
 from datastill.errors import InputError
 from datastill.modalities.graph import GraphModality
@@ -52,7 +53,7 @@ def test_result_is_plain_data_and_the_same_for_one_seed() -> None:
     assert torch.equal(torch.get_rng_state(), state)
     assert type(first) is pyg.Data
     assert first.validate()
-    assert first.edge_index.shape == (2, 0)
+    assert first.edge_index.tolist() == [[0, 1, 2, 3]] * 2
     assert first.train_mask.all()
     assert first.x.dtype == data.x.dtype
     assert not first.x.requires_grad
@@ -69,26 +70,112 @@ def test_published_recipes_run(recipe: str) -> None:
 
 def test_adjacency_can_be_chosen() -> None:
     options: dict[str, Any] = {"per_class": 3, "steps": 2, "progress": False}
-    assert condense_graph(two_circles(), recipe="gcond", adjacency="none", **options).edge_index.numel() == 0
+    loops = condense_graph(two_circles(), recipe="gcond", adjacency="none", **options).edge_index
+    assert torch.equal(loops[0], loops[1])
     learned = condense_graph(two_circles(), adjacency="learned", **options)
     assert learned.edge_weight.shape == (learned.edge_index.shape[1],)
     assert "edge_weight" not in condense_graph(two_circles(), adjacency="bernoulli", **options)
 
 
-def test_any_pyg_network_trains_on_the_result() -> None:
+def pyg_network(name: str, width: int, classes: int) -> torch.nn.Module:
+    """Two of PyG's layers with 16 units, called with the `Data`'s own x and edge_index, as its documentation has it."""
     nn = pytest.importorskip("torch_geometric.nn")
+    layers = {
+        "GCNConv": lambda a, b: nn.GCNConv(a, b),
+        "SAGEConv": lambda a, b: nn.SAGEConv(a, b),
+        "GATConv": lambda a, b: nn.GATConv(a, b),
+        "ChebConv": lambda a, b: nn.ChebConv(a, b, K=2),
+        "TransformerConv": lambda a, b: nn.TransformerConv(a, b),
+        "SGConv": lambda a, b: nn.SGConv(a, b, K=1),
+    }
+    signature = "x, edge_index -> x"
+    if name == "APPNP":
+        steps = [(nn.Linear(width, classes), "x -> x"), (nn.APPNP(5, 0.1), signature)]
+    else:
+        make = layers[name]
+        steps = [(make(width, 16), signature), (torch.nn.ReLU(), "x -> x"), (make(16, classes), signature)]
+    network: torch.nn.Module = nn.Sequential("x, edge_index", steps)
+    return network
+
+
+@pytest.mark.parametrize("adjacency", ["none", "learned", "bernoulli"])
+@pytest.mark.parametrize("name", ["GCNConv", "SAGEConv", "GATConv", "APPNP", "SGConv", "ChebConv", "TransformerConv"])
+def test_every_pyg_network_trains_on_the_result(name: str, adjacency: Any) -> None:
     data = two_circles()
-    small = condense_graph(data, per_class=4, progress=False, steps=20)
+    small = condense_graph(data, per_class=4, adjacency=adjacency, progress=False, steps=20)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        net = nn.GCN(6, 16, 2, 2)
-        optimizer = torch.optim.Adam(net.parameters(), lr=0.02)
+        net = pyg_network(name, 6, 2)
+        optimizer = torch.optim.Adam(net.parameters(), lr=0.02, weight_decay=1e-3)
+        losses = []
         for _ in range(100):
             optimizer.zero_grad()
-            F.cross_entropy(net(small.x, small.edge_index), small.y).backward()
+            loss = F.cross_entropy(net(small.x, small.edge_index)[small.train_mask], small.y[small.train_mask])
+            loss.backward()
             optimizer.step()
+            losses.append(float(loss.detach()))
         found = net(data.x, data.edge_index).argmax(1)
-    assert float((found == data.y)[data.test_mask].float().mean()) > 0.9
+    assert losses[-1] < 0.8 * losses[0]
+    # Twenty steps leave learned edges about where they began, between all nodes: no network can do much with those.
+    if adjacency == "none":
+        assert float((found == data.y)[data.test_mask].float().mean()) > 0.85
+
+
+def test_features_come_back_in_the_scale_of_the_input() -> None:
+    data = two_circles()
+    small = condense_graph(data, per_class=4, progress=False, steps=10)
+    for factor in (1e-6, 1e6):
+        scaled = data.clone()
+        scaled.x = data.x * factor
+        again = condense_graph(scaled, per_class=4, progress=False, steps=10)
+        assert 0.8 < float((again.x / factor).abs().mean() / small.x.abs().mean()) < 1.25
+    assert 0.3 < float(small.x.abs().mean() / data.x.abs().mean()) < 3
+
+
+def test_a_run_folder_gives_the_same_data_back(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"per_class": 2, "steps": 2, "progress": False}
+    for adjacency in ("none", "learned"):
+        small = condense_graph(two_circles(), adjacency=adjacency, out=tmp_path / adjacency, **options)
+        again = load(tmp_path / adjacency / "artifact").dataset
+        assert type(again) is pyg.Data
+        assert again.to_dict().keys() == small.to_dict().keys()
+        assert all(torch.equal(value, again[name]) for name, value in small.to_dict().items())
+
+
+def odd_graphs() -> dict[str, Any]:
+    """What real graphs bring: loops, directions, weights, nodes without edges, several components, unknown labels."""
+    data = two_circles()
+    ends = data.edge_index
+    kept = (ends < 100).all(0)
+    found = {
+        "loops": {"edge_index": torch.cat([ends, torch.arange(0, 120, 3).repeat(2, 1)], 1)},
+        "directed": {"edge_index": ends[:, : ends.shape[1] // 2]},
+        "weighted": {"edge_weight": torch.rand(ends.shape[1], generator=torch.Generator().manual_seed(1)) + 0.1},
+        "some weights are zero": {"edge_weight": (torch.arange(ends.shape[1]) % 3 > 0).float()},
+        "twenty isolated nodes": {"edge_index": ends[:, kept]},
+        "repeated edges": {"edge_index": torch.cat([ends, ends], 1)},
+        "no edges": {"edge_index": ends[:, :0]},
+        "half of the labels unknown": {"y": torch.where(data.test_mask & (torch.arange(120) % 2 > 0), -1, data.y)},
+        "ids in place of masks": {
+            name: data[name].nonzero().squeeze(1) for name in ("train_mask", "val_mask", "test_mask")
+        },
+        "sparse features": {"x": data.x.to_sparse()},
+        "whole numbers": {"x": (10 * data.x).long()},
+    }
+    found["half of the labels unknown"]["test_mask"] = data.test_mask & (found["half of the labels unknown"]["y"] >= 0)
+    return found
+
+
+@pytest.mark.parametrize("setting", ["transductive", "inductive"])
+@pytest.mark.parametrize("what", list(odd_graphs()))
+def test_odd_graphs(what: str, setting: Any) -> None:
+    data = two_circles().update(odd_graphs()[what])
+    small = condense_graph(data, per_class=3, setting=setting, progress=False, steps=5)
+    assert small.validate()
+    assert torch.isfinite(small.x).all()
+    modality = GraphModality(data, setting=setting)
+    predictor = modality.fit(modality.read(small), rng=generator(0))
+    assert modality.score(predictor, "test")["accuracy"] > 0.6
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from datastill.backbones.nodes import normalised
 from datastill.errors import InputError
 from datastill.modalities.graph_data import PARTS, read_graph
 
@@ -88,6 +89,22 @@ def test_unknown_labels_outside_of_the_masks_are_fine() -> None:
     assert torch.equal(read_graph(graph(y=(ids(N) % 3)[:, None])).labels, ids(N) % 3)
 
 
+def test_nodes_without_features_get_structural_ones_and_it_is_said() -> None:
+    with pytest.warns(UserWarning, match=r"datastill\.transforms\.StructuralFeatures"):
+        found = read_graph(graph(x=None))
+    assert found.structural
+    assert found.features.shape == (N, 2 + N)
+    received, sent = found.features[:, 0].expm1(), found.features[:, 1].expm1()
+    torch.testing.assert_close(received, torch.tensor([0.0] + [1.0] * (N - 1)))
+    torch.testing.assert_close(sent, torch.tensor([1.0] * (N - 1) + [0.0]))
+    # With all singular vectors kept, their Gram matrix is that of the operator's square root of its square.
+    both = torch.cat([graph().edge_index, graph().edge_index.flip(0)], 1)
+    operator = normalised(both, None, N).dense()
+    values, vectors = torch.linalg.eigh(operator)
+    position = found.features[:, 2:]
+    torch.testing.assert_close(position @ position.T / N, (vectors * values.abs()) @ vectors.T, rtol=1e-3, atol=1e-4)
+
+
 def test_induced_graph() -> None:
     weight = torch.arange(N - 1).float()
     part = read_graph(graph(edge_weight=weight)).induced(torch.tensor([3, 4, 5, 9]))
@@ -95,6 +112,18 @@ def test_induced_graph() -> None:
     assert part.edge_weight is not None
     assert part.edge_weight.tolist() == [3.0, 4.0]
     assert part.parts["train"].tolist() == [0, 1, 2, 3]
+
+
+@pytest.mark.filterwarnings("ignore:Sparse invariant checks:UserWarning")  # of torch, when PyG makes the matrix
+def test_transposed_sparse_adjacency_is_read_too() -> None:
+    transforms = pytest.importorskip("torch_geometric.transforms")
+    weight = torch.rand(N - 1, generator=torch.Generator().manual_seed(0)) + 0.1
+    data = graph(edge_weight=weight)
+    found = read_graph(transforms.ToSparseTensor(attr="edge_weight", layout=torch.sparse_csr)(data.clone()))
+    order = found.edge_index[0].argsort()
+    assert found.edge_weight is not None
+    assert torch.equal(found.edge_index[:, order], data.edge_index)
+    torch.testing.assert_close(found.edge_weight[order], weight)
 
 
 def test_fingerprint_sees_every_part() -> None:
@@ -125,13 +154,15 @@ def only_held_out() -> Any:
     [
         (lambda: "graph", "must be a torch_geometric.data.Data, got str"),
         (lambda: [graph()], r"Pass one graph of it, dataset\[0\]"),
-        (lambda: graph(x=None), "data.x is missing"),
+        (lambda: graph(x="words"), "data.x must be a tensor or None, got str"),
         (lambda: graph(x=torch.zeros(N)), "shape .nodes, features."),
         (lambda: graph(x=torch.full((N, 4), torch.nan)), "node 0 has a NaN"),
+        (lambda: graph(x=torch.full((N, 4), 1e30)), "largest absolute value between 1e-15 and 1e.15"),
+        (lambda: graph(x=torch.full((N, 4), 1e-30)), "rescale it"),
         (lambda: graph(edge_index=None), "edge_index is missing"),
         (lambda: graph(edge_index=torch.zeros(3, 5, dtype=torch.int64)), "shape .2, edges."),
         (lambda: graph(edge_index=torch.zeros(2, 5)), "integer tensor"),
-        (lambda: graph(edge_index=torch.tensor([[0], [N]])), "from 0 to 29, the rows of data.x, but has 30"),
+        (lambda: graph(edge_index=torch.tensor([[0], [N]])), "from 0 to 29, .* but has 30"),
         (lambda: graph(edge_index=torch.tensor([[-1], [2]])), "but has -1"),
         (lambda: graph(edge_weight=torch.ones(3)), "one number for each of the 29 edges"),
         (lambda: graph(edge_weight=-torch.ones(N - 1)), "at least 0"),
