@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from datastill.evaluation import evaluate as evaluate
     from datastill.loop import Result as Result
     from datastill.loop import distill as distill
+    from datastill.objectives.coresets import coreset as coreset
     from datastill.recipe import Recipe as Recipe
     from datastill.recipebook import recipes as recipes
 
@@ -44,6 +45,7 @@ _HOMES = {
     "Result": "loop",
     "distill": "loop",
     "Recipe": "recipe",
+    "coreset": "objectives.coresets",
     "recipes": "recipebook",
 }
 
@@ -63,6 +65,7 @@ __all__ = [
     "condense_images",
     "condense_interactions",
     "condense_text",
+    "coreset",
     "distill",
     "evaluate",
     "load",

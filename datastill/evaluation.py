@@ -16,6 +16,7 @@ from datastill.backbones.training import Protocol
 from datastill.errors import InputError, check_count, unknown_name
 from datastill.loop import Result
 from datastill.modalities.base import Modality, Size, Summary
+from datastill.objectives.coresets import METHODS, coreset
 from datastill.rng import derive_seed, generator, isolated
 
 
@@ -24,7 +25,7 @@ class Row:
     """One line of an evaluation.
 
     Attributes:
-        data: "summary" (its continuous form), "exported", "random subset" or "full data".
+        data: "summary" (its continuous form), "exported", "random subset" (or that of another method) or "full data".
         learner: what was trained on it.
         scores: for each metric the score of each seed, in [0, 1].
         points: of the training data.
@@ -101,27 +102,29 @@ def evaluate(
     *,
     learners: Sequence[str] | None = None,
     seeds: int = 5,
-    baselines: bool = True,
+    baselines: bool | Sequence[str] = True,
     protocol: Protocol | None = None,
     seed: int = 0,
     progress: bool = True,
 ) -> Evaluation:
     """Score a summary on the test split by training fresh learners on it.
 
-    Beside it stand random subsets of equal size (another one for each seed) and the full data, trained the same way.
+    Beside it stand random subsets of equal size (another one for each seed) and the full data, trained the same way; and
+    coresets, if asked for.
 
     Args:
         data: a `Result`, a `Summary`, or a native dataset such as `export` gives.
         modality: the target dataset; may be left out for a `Result`.
         learners: learners or kernels to train, for transfer between architectures; None is the modality's evaluator.
         seeds: trainings of each, at least 1.
-        baselines: whether random subsets and the full data are scored too.
+        baselines: whether random subsets and the full data are scored too; or the methods of `coreset` whose subsets are
+            scored beside the full data, such as ("random", "herding").
         protocol: how to train, in place of the modality's own protocol for each learner.
         seed: of everything random.
         progress: whether a progress bar is shown on stderr.
 
     Raises:
-        InputError: for an unknown learner, or if `modality` is needed and missing.
+        InputError: for an unknown learner or baseline, or if `modality` is needed and missing.
     """
     check_count("seeds", seeds)
     if isinstance(data, Result):
@@ -134,6 +137,10 @@ def evaluate(
         if not target.knows(name):
             raise unknown_name(f"{target.kind} learner", name, (*target.learners, *target.kernels))
 
+    methods = (("random",) if baselines else ()) if isinstance(baselines, bool) else tuple(baselines)
+    for method in methods:
+        if method not in METHODS:
+            raise unknown_name("baseline", method, METHODS)
     target.check_split("test")
 
     # Each entry: what it is, its batch for a seed, and its size.
@@ -150,15 +157,11 @@ def evaluate(
     exported = target.read(data)
     label = "exported" if sources else "summary"
     sources.append((label, lambda _: exported, target.size(data)))
-    if baselines:
-        counts = torch.bincount(groups.cpu(), minlength=target.num_groups).tolist()
-
-        def random_subset(number: int) -> Any:
-            return target.subset(counts, rng=generator(seed, "subset", number))
-
-        sources.append(
-            ("random subset", lambda number: target.read(random_subset(number)), target.size(random_subset(0)))
-        )
+    counts = torch.bincount(groups.cpu(), minlength=target.num_groups).tolist()
+    for method in methods:
+        subsets = _Subsets(target, counts, method, seed)
+        sources.append((f"{method} subset", subsets.batch, target.size(subsets(0))))
+    if methods:
         sources.append(("full data", lambda _: target.full(), target.full_size()))
 
     rows = []
@@ -179,6 +182,27 @@ def evaluate(
                     bar.update()
                 rows.append(Row(what, name, scores, size.points, size.nbytes, time.perf_counter() - began))
     return Evaluation(target.metric, rows)
+
+
+class _Subsets:
+    """Real points of the same counts as a summary's, another draw for each seed unless that takes a training."""
+
+    def __init__(self, modality: Modality, counts: Sequence[int], method: str, seed: int) -> None:
+        self.modality, self.counts, self.method, self.seed = modality, counts, method, seed
+        self.drawn: dict[int, Any] = {}
+
+    def batch(self, number: int) -> Batch:
+        return self.modality.read(self(number))
+
+    def __call__(self, number: int) -> Any:
+        if self.method == "random":
+            return self.modality.subset(self.counts, rng=generator(self.seed, "subset", number))
+        if self.method != "kmeans-real":
+            number = 0
+        if number not in self.drawn:
+            seed = derive_seed(self.seed, "subset", number)
+            self.drawn[number] = coreset(self.modality, self.counts, method=self.method, seed=seed)
+        return self.drawn[number]
 
 
 def format_table(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:

@@ -51,7 +51,7 @@ class Result:
     Attributes:
         summary: with the selected parameters, on the CPU.
         modality: the target dataset.
-        objective: the objective, as it stands after the last step.
+        objective: the objective, as it stands after the last step; None for a coreset, which is not optimised.
         seed: of the run.
         history: a dict for each step ("step", "loss", "seconds") and each validation ("step", "score", "seconds").
         best_step: after how many steps the selected parameters stood.
@@ -63,7 +63,7 @@ class Result:
 
     summary: Summary
     modality: Modality
-    objective: Objective
+    objective: Objective | None
     seed: int
     history: list[dict[str, Any]]
     best_step: int

@@ -21,7 +21,7 @@ class Recipe:
         title: what it is, in a few words.
         paper: where it was published; "" for a recipe of this library.
         modalities: the kinds of data it is for; the first is the one it was made for.
-        objective: name of the objective.
+        objective: name of the objective; None optimises nothing: the summary is real points, chosen by `summary["init"]`.
         settings: the objective's hyper-parameters.
         target: options of the modality that the method needs, such as "unlabelled" of graphs.
         summary: options of `modality.summary`, such as "init".
@@ -43,7 +43,7 @@ class Recipe:
     title: str
     paper: str
     modalities: tuple[str, ...]
-    objective: str
+    objective: str | None
     settings: Mapping[str, Any] = field(default_factory=dict)
     target: Mapping[str, Any] = field(default_factory=dict)
     summary: Mapping[str, Any] = field(default_factory=dict)
@@ -82,7 +82,8 @@ class Recipe:
         return dataclasses.replace(self, **changed, overrides={})
 
     def make_objective(self) -> Objective:
-        """The objective with this recipe's settings."""
+        """The objective with this recipe's settings; there must be one."""
+        assert self.objective is not None
         made: Objective = registry.find("objectives", self.objective)(**self.settings)
         return made
 
@@ -121,7 +122,7 @@ class RecipeBook(Mapping[str, Recipe]):
     def table(self) -> str:
         """All recipes as a text table."""
         rows = [("recipe", "for", "objective", "what it is", "paper")]
-        rows += [(r.name, ", ".join(r.modalities), r.objective, r.title, r.paper or "-") for r in self.values()]
+        rows += [(r.name, ", ".join(r.modalities), r.objective or "-", r.title, r.paper or "-") for r in self.values()]
         widths = [max(len(row[column]) for row in rows) for column in range(5)]
         lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
         return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])

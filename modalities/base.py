@@ -14,11 +14,11 @@ from typing import Any, ClassVar, Literal, Self, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from datastill.backbones.base import Kernel, Learner, Predictor
+from datastill.backbones.base import Kernel, Learner, Predictor, VectorKernel
 from datastill.backbones.batch import Batch
 from datastill.backbones.infinite import InfiniteReLU
 from datastill.backbones.training import Protocol, train
-from datastill.errors import InputError, require, unknown_name
+from datastill.errors import InputError, check_count, require, unknown_name
 from datastill.rng import fork, isolated
 
 __all__ = ["Batch", "Modality", "Size", "Split", "Summary"]
@@ -135,8 +135,16 @@ class Modality(ABC):
         return self.draw(size, range(self.num_groups) if groups is None else groups, rng).to(self.device, self.dtype)
 
     def full(self) -> Batch:
-        """What "full data" means as a baseline of evaluation: all of `real`, unless `real` adds points that users lack."""
+        """What "full data" means as a baseline of evaluation: all of `real`, unless `real` adds points that users lack.
+
+        The points are in order of groups; their positions here are how `pick` names them.
+        """
         return self.real()
+
+    @property
+    def full_sizes(self) -> list[int]:
+        """Points of each group in `full`."""
+        return self.group_sizes
 
     @abstractmethod
     def fingerprint(self) -> str:
@@ -167,8 +175,15 @@ class Modality(ABC):
         return self.over_inputs(InfiniteReLU(depth, "nngp" if name == "nngp" else "ntk"))
 
     @abstractmethod
+    def vectors(self, inputs: Any) -> Tensor:
+        """Inputs of `n` points as a matrix (n, d), dense or sparse CSR, as kernels see them (flatten, pool, propagate ...).
+
+        Differentiable in synthetic inputs.
+        """
+
     def over_inputs(self, kernel: Kernel) -> Kernel:
-        """`kernel`, which compares vectors, as a kernel of this modality's inputs (flatten, pool, propagate ...)."""
+        """`kernel`, which compares vectors, as a kernel of this modality's inputs."""
+        return VectorKernel(self.vectors, kernel)
 
     @abstractmethod
     def loss(self, outputs: Tensor, targets: Any) -> Tensor:
@@ -181,6 +196,14 @@ class Modality(ABC):
     def ridge_loss(self, predictions: Tensor, targets: Any) -> Tensor:
         """Loss of a kernel machine's predictions (n, c) on real targets; half the mean squared error unless overridden."""
         return 0.5 * (predictions - self.encode(targets)).square().mean()
+
+    def correct(self, outputs: Tensor, targets: Any) -> Tensor:
+        """Whether each point's output is right, (n,) bool: the class, or what comes nearest to it.
+
+        Raises:
+            InputError: where outputs are never simply right or wrong.
+        """
+        raise InputError(f"Outputs on {self.kind} data are not right or wrong, so forgetting cannot be counted.")
 
     def augment(self, batch: Batch, seed: int) -> Batch:
         """Differentiable augmentation; equal seeds apply equal transformations to any two batches (siamese). Default: none."""
@@ -249,13 +272,16 @@ class Modality(ABC):
         return [share + (group < rest) for group in range(self.num_groups)]
 
     @abstractmethod
-    def summary(self, counts: Sequence[int], *, rng: torch.Generator, init: str = "real", **options: Any) -> Summary:
+    def summary(
+        self, counts: Sequence[int], *, rng: torch.Generator, init: str | Tensor = "real", **options: Any
+    ) -> Summary:
         """A summary with `counts[g]` points of each group, in group order.
 
         Args:
             counts: points of each group, as `allocate` gives them.
             rng: of the initial values.
-            init: "real" (random real points), "noise", or a further name that the modality documents.
+            init: "real" (random real points), "noise", or a further name that the modality documents; or the real points to
+                begin from: (sum of counts,) positions in `full`, in group order.
             options: the modality's own parametrisations.
         """
 
@@ -264,8 +290,55 @@ class Modality(ABC):
         """A native dataset (what `export` or `subset` gives) as training points, on `device`."""
 
     @abstractmethod
+    def pick(self, index: Tensor) -> Any:
+        """The real training points at `index`, (n,) positions in `full`, in this order, as a native dataset."""
+
     def subset(self, counts: Sequence[int], *, rng: torch.Generator) -> Any:
         """Random real training points, `counts[g]` of each group, as a native dataset: the baseline of equal size."""
+        return self.pick(self.random_points(counts, rng=rng))
+
+    def random_points(self, counts: Sequence[int], *, rng: torch.Generator) -> Tensor:
+        """Positions in `full` of random real points, `counts[g]` different ones of each group, in group order."""
+        self.check_supply(counts)
+        picked, first = [], 0
+        for count, size in zip(counts, self.full_sizes):
+            picked.append(first + torch.randperm(size, generator=rng)[:count])
+            first += size
+        return torch.cat(picked)
+
+    def check_supply(self, counts: Sequence[int]) -> None:
+        """Raise `InputError` unless `full` has `counts[g]` points of each group."""
+        sizes = self.full_sizes
+        require(
+            len(counts) == len(sizes),
+            f"counts must have one number for each of the {len(sizes)} groups, got {len(counts)}.",
+        )
+        for group, (count, size) in enumerate(zip(counts, sizes)):
+            require(
+                check_count(f"counts[{group}]", count, least=0) <= size,
+                f"counts[{group}] is {count}, but group {group} has only {size} training points: lower the budget.",
+            )
+
+    def check_chosen(self, index: Tensor, counts: Sequence[int]) -> Tensor:
+        """`index` as `summary` may begin from it: `counts[g]` positions in `full` of each group, in group order.
+
+        Raises:
+            InputError: if it is not that.
+        """
+        bounds = torch.tensor([0, *self.full_sizes]).cumsum(0)
+        index = index.cpu()
+        require(
+            index.dim() == 1 and not index.is_floating_point(),
+            f"init must be a name or a vector of positions of real points, got a tensor of shape {tuple(index.shape)}.",
+        )
+        inside = bool((index >= 0).all()) and bool((index < bounds[-1]).all())
+        require(inside, f"Positions of real points must be from 0 to {int(bounds[-1]) - 1}.")
+        groups = torch.bucketize(index, bounds[1:], right=True)
+        wanted = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(list(counts)))
+        require(
+            torch.equal(groups, wanted), f"init must give {list(counts)} real points of the groups, in order of groups."
+        )
+        return index
 
     @abstractmethod
     def size(self, dataset: Any) -> Size:

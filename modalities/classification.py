@@ -35,6 +35,10 @@ class ClassificationModality(Modality):
             targets = F.one_hot(targets, self.num_classes).to(self.dtype)
         return targets - 1.0 / self.num_classes
 
+    def correct(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Whether the class of the largest output is that of the target."""
+        return outputs.argmax(1) == (targets.argmax(1) if targets.is_floating_point() else targets)
+
     def check_split(self, split: Split) -> None:
         for _ in self.held_out(split):
             return

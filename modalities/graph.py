@@ -12,7 +12,7 @@ from typing import Any, Literal, Self
 import torch
 from torch import Tensor
 
-from datastill.backbones.base import Kernel, Learner, VectorKernel
+from datastill.backbones.base import Learner
 from datastill.backbones.graph import GCN, SGC, NodeMLP
 from datastill.backbones.graph_layers import LAYERED, LayeredGNN
 from datastill.backbones.nodes import Csr, Hops, Links, Nodes, normalised
@@ -184,16 +184,13 @@ class GraphModality(ClassificationModality):
         kind = GCN if name == "gcn" else NodeMLP
         return kind(width, classes, self.hidden, self.dropout)
 
-    def over_inputs(self, kernel: Kernel) -> Kernel:
-        """`kernel` on A^hops X, divided by one number that makes its mean square over the training nodes 1."""
-        return VectorKernel(self._vectors, kernel)
-
-    def _vectors(self, nodes: Nodes) -> Tensor:
-        if nodes.hops is None:
-            return nodes.propagated(self.hops) / self.scale
+    def vectors(self, inputs: Nodes) -> Tensor:
+        """A^hops X, divided by one number that makes its mean square over the training nodes 1."""
+        if inputs.hops is None:
+            return inputs.propagated(self.hops) / self.scale
         # An objective that takes all real nodes hands over the same ones at every step; copying them would dominate it.
-        if self._last is None or self._last[0] is not nodes.rows or self._last[1] is not nodes.hops:
-            self._last = nodes.rows, nodes.hops, nodes.propagated(self.hops) / self.scale
+        if self._last is None or self._last[0] is not inputs.rows or self._last[1] is not inputs.hops:
+            self._last = inputs.rows, inputs.hops, inputs.propagated(self.hops) / self.scale
         return self._last[2]
 
     _NETWORK = Protocol(300, "adam", 0.01, weight_decay=5e-4, batch_size=None, schedule="drop", validate_every=10)
@@ -212,14 +209,14 @@ class GraphModality(ClassificationModality):
     def allocate(self, points: int) -> list[int]:
         """Nodes of each class in proportion to its training nodes, at least one, by largest remainders."""
         super().allocate(points)  # refuses too small a budget
-        return in_proportion([len(members) for members in self._labelled], points)
+        return in_proportion(self.full_sizes, points)
 
     def summary(
         self,
         counts: Sequence[int],
         *,
         rng: torch.Generator,
-        init: str = "real",
+        init: str | Tensor = "real",
         adjacency: str = "none",
         labels: str = "hard",
         hidden: int = 128,
@@ -235,8 +232,9 @@ class GraphModality(ClassificationModality):
             counts: nodes of each class, at least one.
             rng: of the initial values.
             init: "real" (features of random training nodes), "propagated" (the same after propagation, which suits a
-                summary without edges), "kmeans" (class-wise centres of propagated training nodes) or "noise" (normal,
-                of the scale of propagated features).
+                summary without edges), "kmeans" (class-wise centres of propagated training nodes), "noise" (normal, of
+                the scale of propagated features), or positions of training nodes in `full`, which begin as by "propagated"
+                without edges and as by "real" with edges.
             adjacency: "none", "learned" (GCond's perceptron on pairs of features) or "bernoulli" (DosCond's free
                 probabilities, which start from the edges among the nodes chosen by "real" or "propagated", or else from
                 random ones).
@@ -250,7 +248,7 @@ class GraphModality(ClassificationModality):
         if unknown:
             options = ("adjacency", "labels", "hidden", "threshold", "temperature", "anneal", "sparsity_weight")
             raise unknown_name("graph summary option", next(iter(unknown)), options)
-        if init not in INITS:
+        if isinstance(init, str) and init not in INITS:
             raise unknown_name("init", init, INITS)
         if adjacency not in ADJACENCIES:
             raise unknown_name("adjacency", adjacency, ADJACENCIES)
@@ -262,7 +260,11 @@ class GraphModality(ClassificationModality):
         )
         for label, count in enumerate(counts):
             check_count(f"counts[{label}]", count)
-        chosen = torch.cat([pick_nodes(members, count, rng) for members, count in zip(self._members, counts)])
+        if isinstance(init, str):
+            chosen = torch.cat([pick_nodes(members, count, rng) for members, count in zip(self._members, counts)])
+        else:
+            chosen = torch.cat(self._labelled)[self.check_chosen(init, counts)]
+            init = "propagated" if adjacency == "none" else "real"
         classes = torch.repeat_interleave(torch.arange(self.num_groups), torch.tensor(counts))
         features = separate(self._initial(init, chosen, counts, rng), self.scale, rng)
         common: dict[str, Any] = {"scale": self.scale, "classes": self.num_groups, "soft_labels": labels == "learned"}
@@ -315,16 +317,14 @@ class GraphModality(ClassificationModality):
         """The training nodes, with their own labels."""
         return self._batch("train", torch.cat(self._labelled), self._parts["train"].labels)
 
-    def subset(self, counts: Sequence[int], *, rng: torch.Generator) -> Any:
-        """The graph of random training nodes and the edges among them, as a `Data`."""
-        picks = []
-        for label, (members, count) in enumerate(zip(self._labelled, counts)):
-            require(
-                count <= len(members),
-                f"counts[{label}] is {count}, but class {label} has only {len(members)} training nodes.",
-            )
-            picks.append(members[torch.randperm(len(members), generator=rng)[:count]])
-        nodes = torch.cat(picks)
+    @property
+    def full_sizes(self) -> list[int]:
+        """Training nodes of each class."""
+        return [len(members) for members in self._labelled]
+
+    def pick(self, index: Tensor) -> Any:
+        """The graph of these training nodes and the edges among them, as a `Data`."""
+        nodes = torch.cat(self._labelled)[index]
         graph = self._parts["train"].induced(nodes)
         return to_data(
             {

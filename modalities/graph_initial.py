@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from datastill.modalities.kmeans import k_means
+from datastill.backbones.kmeans import k_means
 
 INITS = ("real", "noise", "kmeans", "propagated")
 _JITTER = 0.01  # of a repeated node, in units of the features' scale: equal nodes would get equal gradients for ever

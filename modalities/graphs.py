@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Literal, Self
 import torch
 from torch import Tensor
 
-from datastill.backbones.base import Kernel, Learner, Predictor, VectorKernel
+from datastill.backbones.base import Learner, Predictor
 from datastill.backbones.graph_batch import Graphs, Pool, owners_of
 from datastill.backbones.graphs import PooledGCN, ProfileMLP
 from datastill.backbones.nodes import normalised
@@ -156,12 +156,9 @@ class GraphsModality(ClassificationModality):
             return ProfileMLP(self.codec.width, self.num_classes, hops=self.hops, hidden=self.hidden)
         return PooledGCN(self.codec.width, self.num_classes, hidden=self.hidden, pool=self.pool)
 
-    def over_inputs(self, kernel: Kernel) -> Kernel:
-        """`kernel` on the profile of a graph, centred, each hop scaled so that its mean square in training is 1."""
-        return VectorKernel(self._vectors, kernel)
-
-    def _vectors(self, graphs: Graphs) -> Tensor:
-        profile = graphs.profile(self.hops)
+    def vectors(self, inputs: Graphs) -> Tensor:
+        """The profile of a graph, centred, each hop scaled so that its mean square in training is 1."""
+        profile = inputs.profile(self.hops)
         return ((profile - self._centre.to(profile)) / self._spread.to(profile)).flatten(1)
 
     _PROTOCOLS: ClassVar[dict[str, Protocol]] = {
@@ -194,7 +191,7 @@ class GraphsModality(ClassificationModality):
         counts: Sequence[int],
         *,
         rng: torch.Generator,
-        init: str = "real",
+        init: str | Tensor = "real",
         adjacency: str = "bernoulli",
         nodes: int | None = None,
         padding: str = "drop",
@@ -210,7 +207,8 @@ class GraphsModality(ClassificationModality):
             counts: graphs of each class, at least one.
             rng: of the initial values.
             init: "real" (random training graphs that fit), "central" (those nearest to class-wise k-means centres of the
-                profiles) or "noise" (normal features of the data's scale, random edges of the data's density).
+                profiles), "noise" (normal features of the data's scale, random edges of the data's density), or positions
+                of training graphs in `full`, which are cut where they are too large.
             adjacency: "bernoulli" (a free probability for each pair of nodes, DosCond's) or "none" (learners read features
                 as already propagated).
             nodes: N', nodes of the largest synthetic graph; None is the mean of the training graphs. Real graphs that are
@@ -226,7 +224,7 @@ class GraphsModality(ClassificationModality):
             options = ("adjacency", "nodes", "padding", "temperature", "anneal", "sparsity_weight", "start")
             raise unknown_name("graphs summary option", next(iter(unknown)), options)
         for what, value, known in (
-            ("init", init, INITS),
+            ("init", init if isinstance(init, str) else "real", INITS),
             ("adjacency", adjacency, ADJACENCIES),
             ("padding", padding, ("drop", "keep")),
         ):
@@ -239,11 +237,15 @@ class GraphsModality(ClassificationModality):
         for label, count in enumerate(counts):
             check_count(f"counts[{label}]", count)
         most = self.mean_nodes if nodes is None else check_count("nodes", nodes)
-        chosen = torch.cat([self._pick(init, label, count, most, rng) for label, count in enumerate(counts)])
+        if isinstance(init, str):
+            how = init
+            chosen = torch.cat([self._pick(how, label, count, most, rng) for label, count in enumerate(counts)])
+        else:
+            how, chosen = "real", torch.cat(self._members)[self.check_chosen(init, counts)]
         sizes = self.graphs.sizes[chosen].clamp(max=most)
-        if padding == "keep" or init == "noise":
+        if padding == "keep" or how == "noise":
             sizes = torch.full_like(sizes, most)
-        features, links = self._initial(init, chosen, most, rng)
+        features, links = self._initial(how, chosen, most, rng)
         edges = None
         if adjacency == "bernoulli":
             edges = BernoulliEdges(links, temperature, anneal, sparsity_weight, start)
@@ -256,7 +258,7 @@ class GraphsModality(ClassificationModality):
     def _pick(self, init: str, label: int, count: int, most: int, rng: torch.Generator) -> Tensor:
         members = fitting(self._members[label], self.graphs.sizes, most)
         if init == "central":
-            return central_graphs(members, self._vectors(self._everything.take(members)), count, rng)
+            return central_graphs(members, self.vectors(self._everything.take(members)), count, rng)
         return pick_nodes(members, count, rng)
 
     def _initial(self, init: str, chosen: Tensor, most: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -276,16 +278,9 @@ class GraphsModality(ClassificationModality):
         graphs = read_graphs(dataset)
         return Batch(self._encoded(graphs), graphs.labels, graphs.labels).to(self.device, self.dtype)
 
-    def subset(self, counts: Sequence[int], *, rng: torch.Generator) -> list[Any]:
-        """Random training graphs, as they were given."""
-        picks = []
-        for label, (members, count) in enumerate(zip(self._members, counts)):
-            require(
-                count <= len(members),
-                f"counts[{label}] is {count}, but class {label} has only {len(members)} training graphs.",
-            )
-            picks.append(members[torch.randperm(len(members), generator=rng)[:count]])
-        return to_list(self.graphs, torch.cat(picks))
+    def pick(self, index: Tensor) -> list[Any]:
+        """Training graphs, as they were given."""
+        return to_list(self.graphs, torch.cat(self._members)[index])
 
     def size(self, dataset: list[Any]) -> Size:
         """Graphs, and bytes of their tensors; features count as dense or as sparse rows, whichever takes less."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from datastill.modalities.kmeans import k_means, nearest_members
+from datastill.backbones.kmeans import k_means, nearest_members
 
 INITS = ("real", "central", "noise")
 

@@ -12,8 +12,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import TensorDataset
 
-from datastill.backbones.base import Kernel, Learner, VectorKernel
+from datastill.backbones.base import Learner
 from datastill.backbones.convnet import ConvNet, Norm
+from datastill.backbones.kmeans import k_means
 from datastill.backbones.mlp import MLP
 from datastill.backbones.training import Protocol
 from datastill.errors import InputError, check_count, require, unknown_name
@@ -24,9 +25,8 @@ from datastill.modalities.image_data import LabelledImages, labelled_images, req
 from datastill.modalities.image_scale import PixelScale
 from datastill.modalities.image_storage import STORAGES, make_storage
 from datastill.modalities.image_summary import ImageSummary
-from datastill.modalities.kmeans import k_means, nearest_members
 
-INITS = ("real", "noise", "kmeans", "kmeans-real")
+INITS = ("real", "noise", "kmeans")
 _STORAGE_OPTIONS = [option for _, options in STORAGES.values() for option in options]
 _CHUNK = 1024  # held-out images a batch
 _CLUSTERED = 2000  # images of a class, at most, that k-means looks at
@@ -81,6 +81,7 @@ class ImageModality(ClassificationModality):
             given, self._held["validation"] = split_off(given, validation, seed=seed)
         self._train = given
         self._members = [(given.labels == group).nonzero().flatten() for group in range(classes)]
+        self._order = torch.cat(self._members)
         self.scale = PixelScale.of(given.images, value_range)
         if "validation" not in self._held:
             self._held["validation"] = self._like_training(labelled_images(validation, name="validation"), "validation")
@@ -151,9 +152,9 @@ class ImageModality(ClassificationModality):
         """300 steps of Adam with a cosine schedule, images augmented."""
         return Protocol(steps=300, lr=1e-3 if learner.startswith("mlp") else 3e-3, augment=True)
 
-    def over_inputs(self, kernel: Kernel) -> Kernel:
-        """`kernel` on flattened images."""
-        return VectorKernel(lambda images: images.flatten(1), kernel)
+    def vectors(self, inputs: Tensor) -> Tensor:
+        """Flattened images."""
+        return inputs.flatten(1)
 
     def augment(self, batch: Batch, seed: int) -> Batch:
         """One operation with one parameter for the whole batch, both decided by `seed` alone."""
@@ -170,7 +171,7 @@ class ImageModality(ClassificationModality):
         counts: Sequence[int],
         *,
         rng: torch.Generator,
-        init: str = "real",
+        init: str | Tensor = "real",
         labels: str = "hard",
         clamp: bool = True,
         storage: str = "pixels",
@@ -182,8 +183,7 @@ class ImageModality(ClassificationModality):
             counts: images of each class, at least 0.
             rng: of the initial values.
             init: "real" (random training images), "noise" (standard normal where pixels are normalised), "kmeans"
-                (centres of the class's training images, blurred) or "kmeans-real" (the training image nearest to each
-                centre).
+                (centres of the class's training images, blurred), or positions of training images in `full`.
             labels: "hard" (the class), or "learned": distributions over classes, which begin as the class and are
                 optimised.
             clamp: whether pixels stay in the valid range, so that every summary can be exported as images.
@@ -196,12 +196,15 @@ class ImageModality(ClassificationModality):
                 raise unknown_name(
                     "option of image summaries", option, ("init", "labels", "clamp", "storage", *_STORAGE_OPTIONS)
                 )
-        if init not in INITS:
+        if isinstance(init, str) and init not in INITS:
             raise unknown_name("initialisation", init, INITS)
         if labels not in ("hard", "learned"):
             raise unknown_name("kind of labels", labels, ("hard", "learned"))
-        self._check_counts(counts, limited=init != "noise")
-        pixels = torch.cat([self._initial(group, count, init, rng) for group, count in enumerate(counts) if count])
+        self._check_counts(counts, limited=isinstance(init, str) and init != "noise")
+        if isinstance(init, str):
+            pixels = torch.cat([self._initial(group, count, init, rng) for group, count in enumerate(counts) if count])
+        else:
+            pixels = self.scale.normalise(self._train.images[self._order[self.check_chosen(init, counts)]])
         groups = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(list(counts)))
         soft = F.one_hot(groups, self.num_classes).to(torch.float32) if labels == "learned" else None
         made = ImageSummary(
@@ -226,11 +229,13 @@ class ImageModality(ClassificationModality):
         given = self._like_training(labelled_images(dataset, name="dataset"), "dataset", soft=True)
         return self._batch(given).to(self.device, self.dtype)
 
-    def subset(self, counts: Sequence[int], *, rng: torch.Generator) -> TensorDataset:
-        """Random training images in the input's scale, with class ids."""
-        self._check_counts(counts, limited=True)
-        picked = self._train.at(torch.cat([self._pick(group, count, rng) for group, count in enumerate(counts)]))
+    def pick(self, index: Tensor) -> TensorDataset:
+        """Training images in the input's scale, with class ids."""
+        picked = self._train.at(self._order[index])
         return TensorDataset(picked.images.clone(), picked.labels.clone())
+
+    def check_supply(self, counts: Sequence[int]) -> None:
+        self._check_counts(counts, limited=True)
 
     def size(self, dataset: Any) -> Size:
         """How many images, and the bytes of the dataset's tensors.
@@ -269,9 +274,7 @@ class ImageModality(ClassificationModality):
         if init == "real":
             return self.scale.normalise(self._train.images[self._pick(group, count, rng)])
         images = self.scale.normalise(self._train.images[self._pick(group, max(count, _CLUSTERED), rng)])
-        flat = images.flatten(1)
-        centres = k_means(flat, count, rng)
-        return images[nearest_members(flat, centres)] if init == "kmeans-real" else centres.view(count, *self.shape)
+        return k_means(images.flatten(1), count, rng).view(count, *self.shape)
 
     def _check_counts(self, counts: Sequence[int], *, limited: bool) -> None:
         require(

@@ -11,7 +11,7 @@ import scipy.sparse as sp
 import torch
 from torch import Tensor
 
-from datastill.backbones.base import Kernel, KernelMachine, Predictor, VectorKernel
+from datastill.backbones.base import Kernel, KernelMachine, Predictor
 from datastill.backbones.batch import map_tensors
 from datastill.backbones.recommender import SparseRows, UserAutoencoder, UserRows, matrix
 from datastill.backbones.ridge import ridge_solve
@@ -140,8 +140,14 @@ class InteractionsModality(Modality):
     def build(self, name: str) -> UserAutoencoder:
         return UserAutoencoder(self.items, self.width)
 
-    def over_inputs(self, kernel: Kernel) -> Kernel:
-        return VectorKernel(matrix, kernel)
+    def vectors(self, inputs: UserRows) -> Tensor:
+        """Rows over all items, sparse for real users."""
+        return matrix(inputs)
+
+    @torch.no_grad()
+    def correct(self, outputs: Tensor, targets: UserRows | Held) -> Tensor:
+        """Whether the item with the highest score is one that is to be found."""
+        return self.encode(targets).gather(1, outputs.argmax(1, keepdim=True)).squeeze(1) > 0
 
     def loss(self, outputs: Tensor, targets: UserRows | Held) -> Tensor:
         """Multinomial negative log-likelihood of the targets, for each interaction.
@@ -226,7 +232,7 @@ class InteractionsModality(Modality):
     # --- summaries and native datasets --------------------------------------------------------------------------------
 
     def summary(
-        self, counts: Sequence[int], *, rng: torch.Generator, init: str = "real", **options: Any
+        self, counts: Sequence[int], *, rng: torch.Generator, init: str | Tensor = "real", **options: Any
     ) -> InteractionsSummary:
         """Synthetic users as logits over items.
 
@@ -234,9 +240,9 @@ class InteractionsModality(Modality):
             counts: one number, of users; not more than there are real ones.
             rng: of the initial values.
             init: "real" (rows of random real users, each item `init_scale` above the others), "active" (those of the
-                users with most items), "noise" (standard normals), or "kmeans" (mean rows of clusters of users, see
-                `cluster_means`: for the mean-field sampler they come out as they are, but for a slight smoothing; a good
-                summary before any training).
+                users with most items), positions of real users in `full` (whose rows are taken likewise), "noise" (standard
+                normals), or "kmeans" (mean rows of clusters of users, see `cluster_means`: for the mean-field sampler they
+                come out as they are, but for a slight smoothing; a good summary before any training).
             options: `init_scale` (default 4); `export_length`, how many items each user exports (default: the mean of real
                 users); `draws` (default: the same, but at most a quarter of the items); and the others of
                 `InteractionsSummary`.
@@ -247,7 +253,10 @@ class InteractionsModality(Modality):
                 raise unknown_name("option of a summary of interactions", name, SUMMARY_OPTIONS)
         scale = options.pop("init_scale", 4.0)
         require(isinstance(scale, int | float) and scale > 0, f"init_scale must be a positive number, got {scale!r}.")
-        if init == "noise":
+        if not isinstance(init, str):
+            chosen = self.trained[self.check_chosen(init, counts).numpy()]
+            logits = scale * sparse_rows(self.splits.train[chosen]).dense()
+        elif init == "noise":
             logits = torch.randn(users, self.items, generator=rng)
         elif init == "kmeans":
             means = torch.from_numpy(cluster_means(self.splits.train[self.trained], users, rng))
@@ -271,8 +280,11 @@ class InteractionsModality(Modality):
         rows = self._placed(found)
         return Batch(rows, rows, torch.zeros(len(rows), dtype=torch.int64, device=self.device))
 
-    def subset(self, counts: Sequence[int], *, rng: torch.Generator) -> Interactions:
-        return self._table(self._pick(self._check_counts(counts), "real", rng))
+    def pick(self, index: Tensor) -> Interactions:
+        return self._table(self.trained[index.numpy()])
+
+    def check_supply(self, counts: Sequence[int]) -> None:
+        self._check_counts(counts)
 
     def size(self, dataset: Interactions) -> Size:
         return Size(dataset.num_users, len(dataset) * (PAIR_BYTES + 4 * (dataset.weights is not None)))

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from datastill.backbones.base import Kernel, Learner, VectorKernel
+from datastill.backbones.base import Learner
 from datastill.backbones.text import MeanPool, TextCNN, Tokens, mean_pool
 from datastill.backbones.training import Protocol
 from datastill.errors import InputError, check_count, require, unknown_name
@@ -174,9 +174,9 @@ class TextModality(ClassificationModality):
             return TextCNN(self.embeddings.width, self.num_classes)
         return MeanPool(self.embeddings.width, self.num_classes)
 
-    def over_inputs(self, kernel: Kernel) -> Kernel:
-        """`kernel` on mean-pooled sentences, scaled to a mean square of one a coordinate over the training texts."""
-        return VectorKernel(lambda tokens: mean_pool(tokens) * self._pool_scale, kernel)
+    def vectors(self, inputs: Tokens) -> Tensor:
+        """Mean-pooled sentences, scaled to a mean square of one a coordinate over the training texts."""
+        return mean_pool(inputs) * self._pool_scale
 
     def protocol(self, learner: str) -> Protocol:
         return Protocol(steps=300, optimizer="adam", lr=1e-3, batch_size=128)
@@ -188,7 +188,7 @@ class TextModality(ClassificationModality):
         counts: Sequence[int],
         *,
         rng: torch.Generator,
-        init: str = "real",
+        init: str | Tensor = "real",
         tokens: TokenForm = "free",
         labels: LabelForm = "hard",
         pull: float = 0.0,
@@ -200,8 +200,8 @@ class TextModality(ClassificationModality):
         Args:
             counts: sentences of each class.
             rng: of the initial values.
-            init: "real" (random training sentences), "central" (those nearest to the k-means centres of their class) or
-                "noise" (normal vectors with the tokens' mean and covariance).
+            init: "real" (random training sentences), "central" (those nearest to the k-means centres of their class),
+                "noise" (normal vectors with the tokens' mean and covariance), or positions of training sentences in `full`.
             tokens: "free" vectors, or always "nearest" rows of the table (see `TextSummary`).
             labels: "hard" or "learned".
             pull: towards the nearest words, after every step.
@@ -211,16 +211,19 @@ class TextModality(ClassificationModality):
         """
         if options:
             raise unknown_name("option of a text summary", next(iter(options)), ("tokens", "labels", "pull", "fill"))
-        if init not in _INITS:
+        if not isinstance(init, str):
+            chosen = torch.cat(self._members)[self.check_chosen(init, counts)]
+        elif init not in _INITS:
             raise unknown_name("init of a text summary", init, _INITS)
-        chosen = [self._first(group, count, init, rng) for group, count in enumerate(counts)]
-        rows = [self._rows[index][self._mask[index]] for index in torch.cat(chosen).tolist()]
-        groups = torch.repeat_interleave(torch.arange(self.num_groups), torch.tensor([len(index) for index in chosen]))
+        else:
+            chosen = torch.cat([self._first(group, count, init, rng) for group, count in enumerate(counts)])
+        rows = [self._rows[index][self._mask[index]] for index in chosen.tolist()]
+        groups = self._labels[chosen]
         if fill:
             rows = [self._filled(row, self._members[int(group)], rng) for row, group in zip(rows, groups)]
         ids, mask = _pad(rows)
         vectors = self.embeddings.vectors[ids]
-        if init == "noise":
+        if isinstance(init, str) and init == "noise":
             known = self._rows[self._mask]
             sample = known[torch.randint(len(known), (min(len(known), _NOISE_SAMPLE),), generator=rng)]
             vectors = noise_like(self.embeddings.vectors[sample], (ids.shape[0], ids.shape[1]), rng)
@@ -244,10 +247,9 @@ class TextModality(ClassificationModality):
         batch = Batch(Tokens(self.embeddings.vectors[rows], mask), targets, ids)
         return batch.to(self.device, self.dtype)
 
-    def subset(self, counts: Sequence[int], *, rng: torch.Generator) -> TextDataset:
-        chosen = [random_members(members, count, rng) for members, count in zip(self._members, counts, strict=True)]
-        index = torch.cat(chosen).tolist()
-        return TextDataset([self._texts[i] for i in index], [self.classes[int(self._labels[i])] for i in index])
+    def pick(self, index: Tensor) -> TextDataset:
+        chosen = torch.cat(self._members)[index].tolist()
+        return TextDataset([self._texts[i] for i in chosen], [self.classes[int(self._labels[i])] for i in chosen])
 
     def size(self, dataset: Any) -> Size:
         """Points, and the bytes of texts and labels in UTF-8 (four for each entry of a soft label)."""

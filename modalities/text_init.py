@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from datastill.backbones.kmeans import k_means, nearest_members
 from datastill.errors import require
-from datastill.modalities.kmeans import k_means, nearest_members
 
 
 def random_members(members: Tensor, count: int, rng: torch.Generator) -> Tensor:

@@ -15,9 +15,11 @@ import torch
 from datastill import distill, recipes
 from datastill.checks import check_resume
 from datastill.checks import objective as checks
+from datastill.condense.common import first_summary
 from datastill.evaluation import evaluate
 from datastill.modalities.base import Modality
 from datastill.objectives.base import Objective
+from datastill.objectives.coresets import METHODS, choose, coreset
 from datastill.objectives.distribution_matching import DistributionMatching
 from datastill.objectives.feature_regression import FeatureRegression
 from datastill.objectives.gradient_matching import GradientMatching
@@ -154,11 +156,30 @@ def test_pair_keeps_the_contract(kind: str, objective: str) -> None:
     check_resume(modality, make, steps=4)
 
 
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("kind", MODALITIES)
+def test_a_coreset_of_every_modality(kind: str, method: str) -> None:
+    """As a native dataset, and as what a summary begins from."""
+    modality = MODALITIES[kind]()
+    counts = [2] * modality.num_groups
+    for space in ("vectors", modality.learners[0]):
+        index = choose(modality, counts, method=method, space=space, rng=generator("coreset"))
+        groups = modality.full().groups[index]
+        batch = modality.read(modality.pick(index))
+        assert torch.equal(batch.groups, groups)
+        assert torch.bincount(groups).tolist() == counts
+        assert len(index.unique()) == sum(counts)
+    summary = modality.summary(counts, rng=generator("coreset"), init=index)
+    assert torch.equal(summary().groups, groups)
+    found = evaluate(coreset(modality, counts, method=method), modality, seeds=1, progress=False, baselines=False)
+    assert found.rows[0].points == sum(counts)
+
+
 @pytest.mark.parametrize("name", recipes)
 def test_a_recipe_fits_the_data_it_names(name: str) -> None:
     for kind in recipes[name].modalities:
         recipe, modality = recipes[name].on(kind), MODALITIES[kind]()
-        summary = modality.summary([2] * modality.num_groups, rng=generator("recipe"), **recipe.summary)
+        summary = first_summary(modality, [2] * modality.num_groups, seed=0, **recipe.summary)
         roles = set(summary.parameter_groups())
         if isinstance(recipe.lr, dict):
             assert roles <= set(recipe.lr), f"{name} has no rate for a part of its summary"

@@ -38,6 +38,7 @@ PUBLIC = {
     "condense_images",
     "condense_interactions",
     "condense_text",
+    "coreset",
     "distill",
     "evaluate",
     "load",

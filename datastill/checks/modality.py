@@ -160,6 +160,35 @@ def check_budgets(modality: Modality, **options: Any) -> None:
     )
 
 
+def check_chosen_points(modality: Modality, **options: Any) -> None:
+    """`pick` gives the points of `full` at the positions asked for, and a summary can begin from them."""
+    full, sizes = modality.full(), modality.full_sizes
+    demand(
+        torch.bincount(full.groups.cpu(), minlength=len(sizes)).tolist() == sizes
+        and bool((full.groups.diff() >= 0).all()),
+        f"full() must give the points of full_sizes {sizes}, in order of groups.",
+    )
+    ends = torch.tensor(sizes).cumsum(0) - 1
+    for index in (ends, ends.flip(0)):
+        there = modality.read(modality.pick(index))
+        wanted = full.take(index.to(full.groups.device))
+        demand(same(there.groups, wanted.groups), f"pick({index.tolist()}) gives points of other groups.")
+        ours, theirs = (modality.vectors(batch.inputs).shape[0] for batch in (there, wanted))
+        demand(ours == theirs, f"pick({index.tolist()}) gives {ours} points.")
+        # A node is not the same without its neighbours, so its inputs cannot be compared.
+        targets = [[tensor.to_dense() for tensor in tensors_of(batch.targets)] for batch in (there, wanted)]
+        demand(same(*targets), f"pick({index.tolist()}) gives the targets of other points.")
+    started = modality.summary([1] * len(sizes), rng=generator("checks"), **{**options, "init": ends})
+    demand(
+        started().groups.tolist() == list(range(len(sizes))),
+        "summary(init=positions) does not hold a point of each group.",
+    )
+    refused(
+        lambda: modality.summary([1] * len(sizes), rng=generator("checks"), **{**options, "init": ends + 1}),
+        "summary(init=positions) with a position outside full()",
+    )
+
+
 def check_gradients(modality: Modality, **options: Any) -> None:
     """Gradients of a learner's loss reach every parameter of the summary and agree with finite differences."""
     before = modality.dtype
@@ -293,6 +322,7 @@ MODALITY_CHECKS: tuple[Callable[..., None], ...] = (
     check_learners,
     check_kernels,
     check_budgets,
+    check_chosen_points,
     check_gradients,
     check_same_seed,
     check_score,

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from datastill.backbones.base import Kernel, Learner
+from datastill.backbones.base import Learner
 from datastill.backbones.mlp import MLP
 from datastill.backbones.training import Protocol
-from datastill.errors import InputError, require, unknown_name
+from datastill.errors import require, unknown_name
 from datastill.modalities.base import Batch, Size, Split, Summary
 from datastill.modalities.classification import ClassificationModality
 from datastill.rng import generator
@@ -64,17 +64,13 @@ class ToyModality(ClassificationModality):
         return torch.bincount(self._splits["train"][1]).tolist()
 
     def draw(self, size: int | None, groups: Sequence[int], rng: torch.Generator | None) -> Batch:
-        index = self._pick([size] * len(groups), groups, rng)
         points, labels = self._splits["train"]
-        return Batch(points[index], labels[index], labels[index])
-
-    def _pick(self, counts: Sequence[int | None], groups: Sequence[int], rng: torch.Generator | None) -> Tensor:
-        labels = self._splits["train"][1]
         picked = []
-        for group, count in zip(groups, counts):
+        for group in groups:
             members = (labels == group).nonzero().squeeze(1)
-            picked.append(members if count is None else members[torch.randperm(len(members), generator=rng)[:count]])
-        return torch.cat(picked)
+            picked.append(members if size is None else members[torch.randperm(len(members), generator=rng)[:size]])
+        index = torch.cat(picked)
+        return Batch(points[index], labels[index], labels[index])
 
     def held_out(self, split: Split) -> Iterator[Batch]:
         points, labels = self._splits[split]
@@ -87,16 +83,20 @@ class ToyModality(ClassificationModality):
         width = self._splits["train"][0].shape[1]
         return MLP(width, self.num_groups, depth=1 if name == "mlp" else 0, width=16)
 
-    def over_inputs(self, kernel: Kernel) -> Kernel:
-        return kernel
+    def vectors(self, inputs: Tensor) -> Tensor:
+        return inputs
 
     def protocol(self, learner: str) -> Protocol:
         return Protocol(steps=100, lr=0.02, batch_size=None)
 
-    def summary(self, counts: Sequence[int], *, rng: torch.Generator, init: str = "real", **options: Any) -> ToySummary:
+    def summary(
+        self, counts: Sequence[int], *, rng: torch.Generator, init: str | Tensor = "real", **options: Any
+    ) -> ToySummary:
         require(not options, f"The toy summary has no options, got {', '.join(options)}.")
         labels = torch.arange(self.num_groups).repeat_interleave(torch.tensor(counts))
-        if init == "real":
+        if not isinstance(init, str):
+            points = self.pick(self.check_chosen(init, counts))[0]
+        elif init == "real":
             points = self.subset(counts, rng=rng)[0]
         elif init == "noise":
             points = torch.randn(len(labels), self._splits["train"][0].shape[1], generator=rng)
@@ -108,11 +108,7 @@ class ToyModality(ClassificationModality):
         points, labels = dataset
         return Batch(points, labels, labels).to(self.device, self.dtype)
 
-    def subset(self, counts: Sequence[int], *, rng: torch.Generator) -> tuple[Tensor, Tensor]:
-        for group, (count, there) in enumerate(zip(counts, self.group_sizes)):
-            if count > there:
-                raise InputError(f"counts[{group}] must be at most {there}, the group's training points; got {count}.")
-        index = self._pick(counts, range(self.num_groups), rng)
+    def pick(self, index: Tensor) -> tuple[Tensor, Tensor]:
         points, labels = self._splits["train"]
         return points[index], labels[index]
 

@@ -5,19 +5,21 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Generic, ParamSpec, Protocol, TypeVar, cast, get_args
 
 import torch
 
-from datastill.errors import check_count, check_device
-from datastill.loop import Callback, Result, distill
+from datastill.errors import check_count, check_device, require
+from datastill.loop import Callback, Event, Result, distill
 from datastill.metrics_log import MetricsLog
-from datastill.modalities.base import Modality
+from datastill.modalities.base import Modality, Summary
+from datastill.objectives.coresets import METHODS, VECTORS, RealPoints, choose, coreset
 from datastill.recipe import Recipe
 from datastill.recipebook import recipes
-from datastill.rng import derive_seed, generator
+from datastill.rng import derive_seed, generator, isolated
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -58,29 +60,81 @@ def run_recipe(
         callbacks: further ones.
         options: of `modality.summary`, in place of the recipe's.
     """
-    if steps is not None:
+    start = {**recipe.summary, **options}
+    if recipe.objective is None:
+        given = [*(["steps"] if steps is not None else []), *sorted(set(start) - {"init", "space"})]
+        require(
+            not given, f"Recipe {recipe.name!r} takes real points as they are, so {', '.join(given)} cannot be chosen."
+        )
+    elif steps is not None:
         recipe = dataclasses.replace(recipe, steps=check_count("steps", steps))
-    objective = recipe.make_objective()
-    summary = modality.summary(counts, rng=generator(seed, "summary"), **{**recipe.summary, **options})
     folder = None if out is None else Path(out)
-    log = [] if folder is None else [MetricsLog(folder / "metrics.jsonl")]
-    result = distill(
-        modality,
-        summary,
-        objective,
-        **recipe.loop_options(),
-        seed=derive_seed(seed, "distill"),
-        callbacks=[*log, *callbacks],
-        checkpoint_dir=None if folder is None else folder / "checkpoint",
-        device=device,
-        progress=progress,
-    )
+    log: list[Callback] = [] if folder is None else [MetricsLog(folder / "metrics.jsonl")]
+    heard = [*log, *callbacks]
+    if recipe.objective is None:
+        modality.to(device)
+        result = choose_points(modality, counts, seed=seed, validator=recipe.validator, callbacks=heard, **start)
+    else:
+        result = distill(
+            modality,
+            first_summary(modality, counts, seed=seed, **start),
+            recipe.make_objective(),
+            **recipe.loop_options(),
+            seed=derive_seed(seed, "distill"),
+            callbacks=heard,
+            checkpoint_dir=None if folder is None else folder / "checkpoint",
+            device=device,
+            progress=progress,
+        )
     result.recipe, result.seed = recipe.name, seed
     if folder is not None:
         from datastill.artifact import save
 
         save(result, folder / "artifact")
     return result
+
+
+def first_summary(
+    modality: Modality, counts: Sequence[int], *, seed: int, init: str = "real", space: str = VECTORS, **options: Any
+) -> Summary:
+    """What a run begins from: `modality.summary`, whose `init` may also be a method by which `choose` picks real points.
+
+    Args:
+        modality: the target dataset.
+        counts: points of each group.
+        seed: of the initial values.
+        init: a name that the modality knows, or one of `coresets.METHODS`.
+        space: of features, for such a method.
+        options: of the modality's summary.
+    """
+    rng = generator(seed, "summary")
+    if init in METHODS:
+        index = choose(modality, counts, method=init, space=space, rng=generator(seed, "coreset", init))
+        return modality.summary(counts, rng=rng, init=index, **options)
+    return modality.summary(counts, rng=rng, init=init, **options)
+
+
+def choose_points(
+    modality: Modality,
+    counts: Sequence[int],
+    *,
+    seed: int,
+    init: str,
+    space: str = VECTORS,
+    validator: str | None = None,
+    callbacks: Sequence[Callback] = (),
+) -> Result:
+    """A `coreset` as the result of a run of no steps, with its validation score."""
+    began = time.perf_counter()
+    summary = RealPoints(modality, coreset(modality, counts, method=init, space=space, seed=seed))
+    with isolated(derive_seed(seed, "validation")):
+        predictor = modality.fit(summary(), validator, rng=generator(seed, "validation"))
+        score = modality.score(predictor, "validation")[modality.metric]
+    record = {"step": 0, "score": score, "seconds": round(time.perf_counter() - began, 3)}
+    for kind in ("validation", "end"):
+        for callback in callbacks:
+            callback(Event(kind, 0, 0, record, summary))
+    return Result(summary, modality, None, seed, [record], 0, score, time.perf_counter() - began)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 from datastill.recipe import RecipeBook
-from datastill.recipebook import graph, graphs, image, interactions, shared, text
+from datastill.recipebook import coresets, graph, graphs, image, interactions, shared, text
 
 recipes = RecipeBook(
-    [*image.RECIPES, *text.RECIPES, *graph.RECIPES, *graphs.RECIPES, *interactions.RECIPES, *shared.RECIPES],
+    [
+        *image.RECIPES,
+        *text.RECIPES,
+        *graph.RECIPES,
+        *graphs.RECIPES,
+        *interactions.RECIPES,
+        *shared.RECIPES,
+        *coresets.RECIPES,
+    ],
     defaults={
         "image": "image-default",
         "text": "text-default",

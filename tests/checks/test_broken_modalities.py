@@ -109,7 +109,9 @@ class Summarised(ToyModality):
 
     twin: type[ToySummary]
 
-    def summary(self, counts: Sequence[int], *, rng: torch.Generator, init: str = "real", **options: Any) -> ToySummary:
+    def summary(
+        self, counts: Sequence[int], *, rng: torch.Generator, init: str | Tensor = "real", **options: Any
+    ) -> ToySummary:
         good = super().summary(counts, rng=rng, init=init, **options)
         return self.twin(good.points.detach(), good.get_buffer("labels"))
 
@@ -205,6 +207,11 @@ class UnstorableMeta(ToyModality):
         return {"points": dataset[0], "labels": dataset[1]}, {"size": {1, 2}}
 
 
+class Misplaced(ToyModality):
+    def pick(self, index: Tensor) -> tuple[Tensor, Tensor]:
+        return super().pick(index.flip(0))
+
+
 class Vandal(ToyModality):
     def augment(self, batch: Batch, seed: int) -> Batch:
         self._splits["train"][0].add_(1.0)
@@ -229,7 +236,9 @@ class Terse(ToyModality):
 
 
 class AnyInit(ToyModality):
-    def summary(self, counts: Sequence[int], *, rng: torch.Generator, init: str = "real", **options: Any) -> ToySummary:
+    def summary(
+        self, counts: Sequence[int], *, rng: torch.Generator, init: str | Tensor = "real", **options: Any
+    ) -> ToySummary:
         return super().summary(counts, rng=rng, init="real" if init != "noise" else init, **options)
 
 
@@ -268,6 +277,7 @@ class Counting(Summarised):
         (Feather, checks.check_budgets, "nbytes is 1"),
         (WrongCounts, checks.check_budgets, "points of the groups"),
         (ShortSubset, checks.check_budgets, "by size()"),
+        (Misplaced, checks.check_chosen_points, "points of other groups"),
         (Detached, checks.check_gradients, "gives no gradient"),
         (Rounded, checks.check_gradients, "disagrees with finite differences"),
         (Drifting, checks.check_same_seed, "differs for equal generators"),

@@ -140,7 +140,7 @@ def test_more_points_than_training_nodes_are_told_apart() -> None:
     for init in ("real", "propagated", "kmeans"):
         features = modality.summary([20, 20, 20], rng=generator(0), init=init)().inputs.features
         assert len(features.unique(dim=0)) == 60
-    with pytest.raises(InputError, match="only 8 training nodes"):
+    with pytest.raises(InputError, match="only 8 training points"):
         modality.subset([9, 1, 1], rng=generator(0))
 
 

@@ -103,7 +103,7 @@ def test_initial_pixels_by_class(digits: ImageModality, init: str) -> None:
     assert batch.groups.tolist() == [0, 0, 1, 9, 9, 9]
     real = digits.real()
     gaps = (batch.inputs[:, None] - real.inputs[None]).square().flatten(2).sum(2).sqrt()
-    if init in ("real", "kmeans-real"):
+    if init == "real":
         assert float(gaps.amin(1).max()) < 1e-3
         assert torch.equal(real.groups[gaps.argmin(1)], batch.groups)
         assert len(set(gaps.argmin(1).tolist())) == 6

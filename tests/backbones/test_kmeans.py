@@ -3,7 +3,7 @@ from __future__ import annotations
 import torch
 from sklearn.cluster import KMeans
 
-from datastill.modalities.kmeans import k_means, nearest_members
+from datastill.backbones.kmeans import k_means, nearest_members
 
 
 def test_inertia_is_about_scikit_learns() -> None:

@@ -1,4 +1,4 @@
-"""k-means, by which summaries are initialised."""
+"""k-means, by which summaries are initialised and real points chosen."""
 
 from __future__ import annotations
 
