@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
+import scipy.sparse as sp
 import torch
 from torch import Tensor, nn
 
 from datastill.backbones.base import Learner
 from datastill.backbones.infinite import squared_norms
-from datastill.errors import check_count
+from datastill.errors import InputError, check_count
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,33 @@ class SparseRows:
 
 UserRows: TypeAlias = Tensor | SparseRows
 """Users (n, items): dense, as synthetic ones are, or sparse, as real ones are."""
+
+
+def sparse_rows(rows: sp.csr_matrix) -> SparseRows:
+    """A SciPy CSR matrix as `SparseRows`, on the CPU, float32."""
+    return SparseRows(
+        torch.as_tensor(rows.indptr.astype("int64")),
+        torch.as_tensor(rows.indices.astype("int64")),
+        torch.as_tensor(rows.data.astype("float32")),
+        rows.shape[1],
+    )
+
+
+def user_rows(rows: Any) -> UserRows:
+    """Users in any form, a SciPy sparse matrix among them, as a tensor or `SparseRows`.
+
+    Raises:
+        InputError: for anything else.
+    """
+    if sp.issparse(rows):
+        found = sp.csr_matrix(rows, copy=True)
+        found.sum_duplicates()  # which also sorts the items of each user
+        return sparse_rows(found)
+    if isinstance(rows, SparseRows) or (isinstance(rows, Tensor) and rows.layout == torch.strided and rows.dim() == 2):
+        return rows
+    raise InputError(
+        f"Users must be a SciPy sparse matrix, a dense tensor (users, items) or SparseRows, got {type(rows)}."
+    )
 
 
 def matrix(rows: UserRows) -> Tensor:

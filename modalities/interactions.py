@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -11,18 +11,18 @@ import scipy.sparse as sp
 import torch
 from torch import Tensor
 
-from datastill.backbones.base import Kernel, KernelMachine, Predictor
+from datastill.backbones.base import Kernel, Predictor
 from datastill.backbones.batch import map_tensors
-from datastill.backbones.recommender import SparseRows, UserAutoencoder, UserRows, matrix
-from datastill.backbones.ridge import ridge_solve
+from datastill.backbones.ranking import Holdout
+from datastill.backbones.recommender import SparseRows, UserAutoencoder, UserRows, matrix, sparse_rows
+from datastill.backbones.recommenders import InfiniteAutoencoder
 from datastill.backbones.training import Protocol
 from datastill.errors import InputError, check_count, require, unknown_name
 from datastill.modalities.base import Batch, Modality, Size, Split
 from datastill.modalities.interactions_init import cluster_means
 from datastill.modalities.interactions_io import read_interactions
 from datastill.modalities.interactions_log import Splits, distinct, k_core, split_log
-from datastill.modalities.interactions_metrics import ranking_metrics
-from datastill.modalities.interactions_rows import Held, entries, hide, sparse_rows
+from datastill.modalities.interactions_rows import Held, entries, hide
 from datastill.modalities.interactions_summary import TEMPERATURE, InteractionsSummary
 from datastill.modalities.interactions_table import Interactions
 
@@ -41,7 +41,7 @@ class InteractionsModality(Modality):
     gives every item a score. `real(size)` holds out a part of each user's training items (afresh at each call): the others are
     the input, and the loss asks for those held out. `real()` has whole rows as inputs and as targets, for training on all users.
 
-    Scores follow Distill-CF (Sachdeva et al. 2022, arXiv 2206.02626), see `interactions_metrics`: a user is read through the
+    Scores follow Distill-CF (Sachdeva et al. 2022, arXiv 2206.02626), see `backbones.ranking`: a user is read through the
     training items, and for the test split also the validation items; these are not recommended again; users with held-out
     items are averaged. Keys: hr@10, ndcg@10, hr@100, ndcg@100.
 
@@ -182,45 +182,36 @@ class InteractionsModality(Modality):
         # It over-fits within a few hundred steps on real users, and later on synthetic ones: the best moment is kept.
         return Protocol(steps=300, optimizer="adam", lr=1e-3, batch_size=256, schedule="constant", validate_every=20)
 
-    @torch.no_grad()
     def fit_kernel(self, batch: Batch, kernel: Kernel) -> Predictor:
-        """Ridge regression with the ridge of `ridges` that is best on the validation split; Gram matrices are formed once."""
-        targets = self.encode(batch.targets)
-        gram = kernel(batch.inputs, batch.inputs)
-        candidates = [ridge_solve(gram, targets, ridge) for ridge in self.ridges]
-        totals = [0.0] * len(candidates)
-        for context, relevant in self._held_out("validation"):
-            cross = kernel(context, batch.inputs)
-            for number, coefficients in enumerate(candidates):
-                found = ranking_metrics(cross @ coefficients, context, relevant, CUTOFFS[:1])
-                totals[number] += float(found[self.metric].sum())
-        return KernelMachine(kernel, batch.inputs, candidates[int(np.argmax(totals))])
+        """Ridge regression with the ridge of `ridges` that is best on the validation split."""
+        machine = InfiniteAutoencoder(kernel=kernel, ridge=self.ridges)
+        return machine.fit(batch.inputs, self.held_out("validation"), self.encode(batch.targets))
 
     def check_split(self, split: Split) -> None:
-        next(self._held_out(split))
+        self.held_out(split)
 
     @torch.no_grad()
     def score(self, predictor: Predictor, split: Split) -> dict[str, float]:
-        sums: dict[str, float] = {}
-        users = 0
-        for context, relevant in self._held_out(split):
-            users += len(relevant)
-            for name, values in ranking_metrics(predictor(context), context, relevant, CUTOFFS).items():
-                sums[name] = sums.get(name, 0.0) + float(values.sum())
-        return {name: total / users for name, total in sums.items()}
+        found = self.held_out(split).score(predictor, CUTOFFS)
+        return {name: value for name, value in found.items() if not name.startswith("recall")}
 
-    def _held_out(self, split: Split) -> Iterator[tuple[SparseRows, SparseRows]]:
-        """Chunks of users with held-out items: the items they are read through, and those to be found."""
+    def held_out(self, split: Split) -> Holdout:
+        """The users with items held out for validation or test, on `device` and in `dtype`.
+
+        Args:
+            split: "validation": users are read through their training items. "test": also through their validation items.
+
+        Raises:
+            InputError: an unknown split, or one without interactions.
+        """
         context, wanted = self.splits.train, self.splits.validation
         if split == "test":
             context, wanted = context + wanted, self.splits.test
         elif split != "validation":
             raise unknown_name("split", split, ("validation", "test"))
+        require(wanted.nnz > 0, f"There are no {split} interactions; make some with {split}=0.1 or a split column.")
         users = np.flatnonzero(np.diff(wanted.indptr))
-        require(len(users) > 0, f"There are no {split} interactions; make some with {split}=0.1 or a split column.")
-        for start in range(0, len(users), self.chunk):
-            some = users[start : start + self.chunk]
-            yield self._placed(context[some]), self._placed(wanted[some])
+        return Holdout(self._placed(context[users]), self._placed(wanted[users]), self.metric, self.chunk)
 
     def _placed(self, rows: sp.csr_matrix) -> SparseRows:
         """Users on `device` and in `dtype`."""

@@ -24,16 +24,6 @@ class Held:
     seen: SparseRows
 
 
-def sparse_rows(rows: sp.csr_matrix) -> SparseRows:
-    """A SciPy CSR matrix as `SparseRows`, on the CPU, float32."""
-    return SparseRows(
-        torch.as_tensor(rows.indptr.astype(np.int64)),
-        torch.as_tensor(rows.indices.astype(np.int64)),
-        torch.as_tensor(rows.data.astype(np.float32)),
-        rows.shape[1],
-    )
-
-
 def hide(rows: sp.csr_matrix, fraction: float, rng: torch.Generator) -> np.ndarray:
     """Which entries of `rows` are held out: max(1, round(fraction * n)) random ones of each row, but never all of n >= 2."""
     counts = np.diff(rows.indptr)

@@ -8,9 +8,8 @@ import scipy.sparse as sp
 import torch
 
 from datastill.backbones.batch import Batch
-from datastill.backbones.recommender import SparseRows, UserAutoencoder, matrix
+from datastill.backbones.recommender import SparseRows, UserAutoencoder, matrix, sparse_rows
 from datastill.errors import InputError
-from datastill.modalities.interactions_rows import sparse_rows
 
 
 def random_rows(users: int = 6, items: int = 9, seed: int = 0) -> tuple[np.ndarray, SparseRows]:

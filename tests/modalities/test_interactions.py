@@ -10,13 +10,13 @@ import scipy.sparse as sp
 import torch
 
 from datastill.backbones.infinite import InfiniteReLU
-from datastill.backbones.recommender import SparseRows
+from datastill.backbones.recommender import SparseRows, sparse_rows
 from datastill.checks import check_modality
 from datastill.errors import InputError
 from datastill.loop import distill
 from datastill.modalities.interactions import InteractionsModality
 from datastill.modalities.interactions_init import cluster_means
-from datastill.modalities.interactions_rows import Held, sparse_rows
+from datastill.modalities.interactions_rows import Held
 from datastill.modalities.interactions_table import Interactions
 from datastill.objectives.kernel_ridge import KernelRidge
 from datastill.rng import generator

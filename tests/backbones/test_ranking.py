@@ -10,8 +10,8 @@ import scipy.sparse as sp
 import torch
 from sklearn.metrics import ndcg_score
 
-from datastill.modalities.interactions_metrics import ranking_metrics
-from datastill.modalities.interactions_rows import sparse_rows
+from datastill.backbones.ranking import ranking_metrics
+from datastill.backbones.recommender import sparse_rows
 
 
 def by_hand(scores: list[float], seen: set[int], wanted: set[int], k: int) -> tuple[float, float]:

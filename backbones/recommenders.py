@@ -1,0 +1,286 @@
+"""Recommenders that are fitted in closed form: the infinite-width autoencoder, EASE and item popularity.
+
+All read users as rows of items with weights of at least 0, sparse or dense, and give every item a score for a user. A row may
+belong to a user who was not there when the recommender was fitted: what is learned is how items go together.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any, Self
+
+import numpy as np
+import scipy.sparse as sp
+import torch
+from torch import Tensor
+
+from datastill.backbones.base import Kernel, VectorKernel
+from datastill.backbones.infinite import InfiniteReLU, KernelKind, products
+from datastill.backbones.ranking import Holdout
+from datastill.backbones.recommender import SparseRows, UserRows, matrix, user_rows
+from datastill.backbones.ridge import ridge_solve
+from datastill.errors import InputError, check_count, require
+
+Ridges = float | Sequence[float]
+
+
+class Recommender(ABC):
+    """What is fitted to a matrix of users and items and then ranks the items for any user."""
+
+    items: int = 0
+    """Items of the matrix that it was fitted to; 0 before."""
+
+    @abstractmethod
+    def fit(self, users: Any, validate: Holdout | None = None) -> Self:
+        """Learn from users.
+
+        Args:
+            users: (users, items), a SciPy sparse matrix, a dense tensor or `SparseRows`; entries are weights of at least 0.
+            validate: held-out items by which a hyper-parameter, or the moment to stop, is chosen. Needed where there is a choice.
+
+        Returns:
+            The recommender itself.
+        """
+
+    @abstractmethod
+    def __call__(self, histories: UserRows) -> Tensor:
+        """Scores (users, items), higher is better, also of the items that a user has."""
+
+    def recommend(self, histories: Any, k: int = 10, *, chunk: int = 1024) -> tuple[np.ndarray, np.ndarray]:
+        """The best new items of each user.
+
+        Args:
+            histories: (users, items) as `fit` takes them; a user's own items are not recommended.
+            k: items a user.
+            chunk: users scored at once.
+
+        Returns:
+            Columns of the matrix (users, k), best first, and their scores, which are -inf where a user has fewer new items.
+
+        Raises:
+            InputError: before `fit`, or for another number of items.
+        """
+        check_count("k", k)
+        rows = user_rows(histories)
+        self._check_fitted(rows)
+        require(k <= self.items, f"k must be at most {self.items}, the number of items, got {k}.")
+        best = []
+        with torch.no_grad():
+            for users in torch.arange(len(rows)).split(check_count("chunk", chunk)):
+                some = rows.take(users) if isinstance(rows, SparseRows) else rows[users]
+                scores = self(some).masked_fill(matrix(some).to_dense() > 0, -torch.inf)
+                best.append(scores.topk(k, dim=1))
+        items = torch.cat([part.indices for part in best]) if best else torch.zeros(0, k, dtype=torch.int64)
+        values = torch.cat([part.values for part in best]) if best else torch.zeros(0, k)
+        return items.cpu().numpy(), values.cpu().numpy()
+
+    def _check_fitted(self, rows: UserRows) -> None:
+        require(self.items > 0, f"This {type(self).__name__} has not been fitted; call fit first.")
+        width = rows.width if isinstance(rows, SparseRows) else rows.shape[1]
+        require(width == self.items, f"It was fitted to {self.items} items, but these users have {width}.")
+
+    def _start(self, users: Any) -> UserRows:
+        rows = user_rows(users)
+        self.items = rows.width if isinstance(rows, SparseRows) else rows.shape[1]
+        require(len(rows) > 0 and self.items > 0, "There are no users, or no items, to fit a recommender to.")
+        values = rows.values if isinstance(rows, SparseRows) else rows
+        require(bool((values >= 0).all()), "Weights of interactions must be numbers of at least 0.")
+        return rows
+
+
+class Popularity(Recommender):
+    """Every user gets the items with the largest sum of weights."""
+
+    def fit(self, users: Any, validate: Holdout | None = None) -> Self:
+        """Count; there is nothing to validate."""
+        rows = self._start(users)
+        if isinstance(rows, SparseRows):
+            empty = torch.zeros(rows.width, dtype=rows.values.dtype, device=rows.values.device)
+            self.counts = empty.index_add(0, rows.columns, rows.values)
+        else:
+            self.counts = rows.sum(0)
+        return self
+
+    def __call__(self, histories: UserRows) -> Tensor:
+        """The same scores for every user: the items' sums of weights."""
+        return self.counts.expand(len(histories), -1)
+
+
+class InfiniteAutoencoder(Recommender):
+    """The infinite-width autoencoder of Sachdeva et al. (NeurIPS 2022, arXiv 2206.02626): kernel ridge regression of rows.
+
+    scores(x) = k(x, X) (K + ridge tr(K)/n I)^-1 X with the kernel of a fully connected ReLU network on raw rows. For n users it
+    takes in the order of n^2 items + n^3 operations and n^2 * 12 bytes.
+
+    Args:
+        depth: hidden layers.
+        kind: "ntk", as published, or "nngp".
+        ridge: one number of at least 0, relative to the mean diagonal of the Gram matrix, or several, of which `fit` takes
+            the best on `validate`.
+        kernel: in place of the ReLU network's.
+    """
+
+    RIDGES = (1e-3, 1e-2, 1e-1, 1.0, 5.0, 20.0, 50.0)
+
+    def __init__(
+        self, depth: int = 1, kind: KernelKind = "ntk", ridge: Ridges = RIDGES, kernel: Kernel | None = None
+    ) -> None:
+        self.kernel = kernel or VectorKernel(matrix, InfiniteReLU(depth, kind))
+        self.ridges = _checked(ridge)
+
+    @torch.no_grad()
+    def fit(self, users: Any, validate: Holdout | None = None, targets: Tensor | None = None) -> Self:
+        """Solve for the coefficients; Gram matrices are formed once for all ridges.
+
+        Args:
+            users: see `Recommender`.
+            validate: see `Recommender`.
+            targets: (users, items) what to answer to the rows; None is the rows themselves.
+
+        Raises:
+            InputError: several ridges but no `validate`, or none that makes the Gram matrix positive definite.
+        """
+        self.support = self._start(users)
+        if targets is None:
+            targets = matrix(self.support).to_dense()
+        gram = self.kernel(self.support, self.support)
+        solved = _solve_all(self.ridges, lambda ridge: ridge_solve(gram, targets, ridge))
+
+        def cross(histories: UserRows) -> Tensor:
+            return self.kernel(histories, self.support)
+
+        self.ridge, self.coefficients = _choose(
+            solved, validate, cross, lambda coefficients: lambda shared: shared @ coefficients
+        )
+        return self
+
+    def __call__(self, histories: UserRows) -> Tensor:
+        """Scores (users, items)."""
+        return self.kernel(histories, self.support) @ self.coefficients
+
+
+class EASE(Recommender):
+    """Embarrassingly shallow autoencoder (Steck, WWW 2019, arXiv 1905.03375): linear item-to-item weights with a zero diagonal.
+
+    B = I - P diag(P)^-1 with P = (X^T X + ridge I)^-1. Where there are fewer users than items, P is never formed: with
+    M = (X X^T + ridge I)^-1 X and h = diag(X^T M), the scores of a row x are (x X^T M - h x) / (1 - h), which costs as much as
+    inverting a matrix of the users' size.
+
+    Args:
+        ridge: one positive number, absolute as in the paper, or several, of which `fit` takes the best on `validate`.
+    """
+
+    RIDGES = (1.0, 10.0, 30.0, 100.0, 300.0, 1000.0, 3000.0)
+
+    def __init__(self, ridge: Ridges = RIDGES) -> None:
+        self.ridges = _checked(ridge)
+        require(min(self.ridges) > 0, "ridge of EASE must be positive.")
+
+    @torch.no_grad()
+    def fit(self, users: Any, validate: Holdout | None = None) -> Self:
+        """Solve for the weights, for every ridge, in float64.
+
+        Raises:
+            InputError: several ridges but no `validate`.
+        """
+        rows = matrix(self._start(users))
+        self._few = rows.to_dense() if rows.shape[0] < self.items else None
+        if self._few is not None:
+            solved = _solve_all(self.ridges, _dual(self._few))
+        else:
+            solved = _solve_all(self.ridges, _primal(rows))
+        self.ridge, self._weights = _choose(solved, validate, self._features, lambda w: lambda f: self._scores(w, f))
+        return self
+
+    def __call__(self, histories: UserRows) -> Tensor:
+        """Scores (users, items)."""
+        return self._scores(self._weights, self._features(histories))
+
+    def _features(self, histories: UserRows) -> tuple[Tensor, Tensor]:
+        rows = matrix(histories)
+        return rows, rows if self._few is None else products(rows, self._few)
+
+    def _scores(self, weights: tuple[Tensor, Tensor | None], features: tuple[Tensor, Tensor]) -> Tensor:
+        rows, shared = features
+        coefficients, own = weights
+        if own is None:
+            return shared @ coefficients
+        return shared @ coefficients - rows.to_dense() * own
+
+
+def _primal(rows: Tensor) -> Callable[[float], tuple[Tensor, None]]:
+    gram = _item_gram(rows)
+
+    def solve(ridge: float) -> tuple[Tensor, None]:
+        inverse = torch.cholesky_inverse(torch.linalg.cholesky(_shifted(gram, ridge)))
+        weights = -inverse / inverse.diagonal()
+        weights.fill_diagonal_(0)
+        return weights.to(rows.dtype), None
+
+    return solve
+
+
+def _item_gram(rows: Tensor) -> Tensor:
+    """X^T X in float64."""
+    if rows.layout == torch.strided:
+        wide = rows.double()
+        return wide.T @ wide
+    counts, columns, values = rows.crow_indices().cpu(), rows.col_indices().cpu(), rows.values().double().cpu()
+    sparse = sp.csr_matrix((values.numpy(), columns.numpy(), counts.numpy()), shape=tuple(rows.shape))
+    return torch.from_numpy((sparse.T @ sparse).toarray()).to(rows.device)
+
+
+def _shifted(gram: Tensor, ridge: float) -> Tensor:
+    return gram + ridge * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+
+
+def _dual(rows: Tensor) -> Callable[[float], tuple[Tensor, Tensor]]:
+    wide = rows.double()
+    gram = wide @ wide.T
+
+    def solve(ridge: float) -> tuple[Tensor, Tensor]:
+        factor = torch.linalg.cholesky(_shifted(gram, ridge))
+        solution = torch.cholesky_solve(wide, factor)
+        leverage = (solution * wide).sum(0)
+        rest = 1 - leverage  # positive, because the ridge is
+        return (solution / rest).to(rows.dtype), (leverage / rest).to(rows.dtype)
+
+    return solve
+
+
+def _checked(ridge: Ridges) -> tuple[float, ...]:
+    ridges = (ridge,) if isinstance(ridge, int | float) else tuple(ridge)
+    known = ridges and all(isinstance(value, int | float) and 0 <= value < float("inf") for value in ridges)
+    require(bool(known), f"ridge must be a number of at least 0, or several of them, got {ridge!r}.")
+    return tuple(float(value) for value in ridges)
+
+
+def _solve_all(ridges: Sequence[float], solve: Callable[[float], Any]) -> list[tuple[float, Any]]:
+    """(ridge, solution) for each ridge that leaves the matrix positive definite: equal users make it singular without one."""
+    solved = []
+    for ridge in ridges:
+        try:
+            solved.append((ridge, solve(ridge)))
+        except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
+            continue
+    if not solved:
+        raise InputError(
+            f"The Gram matrix of these users is singular at ridge {', '.join(map(str, ridges))}; use more."
+        )
+    return solved
+
+
+def _choose(
+    solved: list[tuple[float, Any]],
+    validate: Holdout | None,
+    features: Callable[[UserRows], Any],
+    candidate: Callable[[Any], Callable[[Any], Tensor]],
+) -> tuple[float, Any]:
+    if len(solved) == 1:
+        return solved[0]
+    if validate is None:
+        raise InputError(
+            "Several ridges need validate, the held-out items to choose by: a Holdout(histories, wanted); or give one ridge."
+        )
+    return solved[validate.best(features, [candidate(solution) for _, solution in solved])]
