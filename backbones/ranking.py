@@ -129,6 +129,11 @@ class Holdout:
     def __len__(self) -> int:
         return len(self.wanted)
 
+    @property
+    def cutoff(self) -> int:
+        """The k of `metric`."""
+        return int(self.metric.partition("@")[2])
+
     def __iter__(self) -> Iterator[tuple[SparseRows, SparseRows]]:
         """Chunks of users: what they are read through, and what is to be found."""
         for users in torch.arange(len(self), device=self.wanted.starts.device).split(self.chunk):
@@ -144,12 +149,11 @@ class Holdout:
 
     def best(self, features: Predictor, candidates: Sequence[Predictor]) -> int:
         """Which of `candidates`, functions of `features(histories)`, has the highest `metric`; the first of equals."""
-        cutoff = int(self.metric.partition("@")[2])
         totals = [0.0] * len(candidates)
         for histories, wanted in self:
             shared = features(histories)
             for number, candidate in enumerate(candidates):
-                found = ranking_metrics(candidate(shared), histories, wanted, [cutoff])
+                found = ranking_metrics(candidate(shared), histories, wanted, [self.cutoff])
                 totals[number] += float(found[self.metric].sum())
         return max(range(len(totals)), key=totals.__getitem__)
 

@@ -32,12 +32,13 @@ class Recommender(ABC):
     """Items of the matrix that it was fitted to; 0 before."""
 
     @abstractmethod
-    def fit(self, users: Any, validate: Holdout | None = None) -> Self:
+    def fit(self, users: Any, validate: Holdout | None = None, *, seed: int = 0) -> Self:
         """Learn from users.
 
         Args:
             users: (users, items), a SciPy sparse matrix, a dense tensor or `SparseRows`; entries are weights of at least 0.
             validate: held-out items by which a hyper-parameter, or the moment to stop, is chosen. Needed where there is a choice.
+            seed: of whatever is random; closed forms have nothing random.
 
         Returns:
             The recommender itself.
@@ -92,7 +93,7 @@ class Recommender(ABC):
 class Popularity(Recommender):
     """Every user gets the items with the largest sum of weights."""
 
-    def fit(self, users: Any, validate: Holdout | None = None) -> Self:
+    def fit(self, users: Any, validate: Holdout | None = None, *, seed: int = 0) -> Self:
         """Count; there is nothing to validate."""
         rows = self._start(users)
         if isinstance(rows, SparseRows):
@@ -130,12 +131,12 @@ class InfiniteAutoencoder(Recommender):
         self.ridges = _checked(ridge)
 
     @torch.no_grad()
-    def fit(self, users: Any, validate: Holdout | None = None, targets: Tensor | None = None) -> Self:
+    def fit(self, users: Any, validate: Holdout | None = None, *, seed: int = 0, targets: Tensor | None = None) -> Self:
         """Solve for the coefficients; Gram matrices are formed once for all ridges.
 
         Args:
             users: see `Recommender`.
-            validate: see `Recommender`.
+            validate, seed: see `Recommender`.
             targets: (users, items) what to answer to the rows; None is the rows themselves.
 
         Raises:
@@ -178,7 +179,7 @@ class EASE(Recommender):
         require(min(self.ridges) > 0, "ridge of EASE must be positive.")
 
     @torch.no_grad()
-    def fit(self, users: Any, validate: Holdout | None = None) -> Self:
+    def fit(self, users: Any, validate: Holdout | None = None, *, seed: int = 0) -> Self:
         """Solve for the weights, for every ridge, in float64.
 
         Raises:

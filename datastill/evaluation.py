@@ -135,7 +135,7 @@ def evaluate(
     names = list(learners or [target.evaluator or target.learners[0]])
     for name in names:
         if not target.knows(name):
-            raise unknown_name(f"{target.kind} learner", name, (*target.learners, *target.kernels))
+            raise unknown_name(f"{target.kind} learner", name, (*target.learners, *target.kernels, *target.fitted))
 
     methods = (("random",) if baselines else ()) if isinstance(baselines, bool) else tuple(baselines)
     for method in methods:

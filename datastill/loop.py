@@ -142,7 +142,9 @@ def distill(
     )
     require(select_on in ("summary", "export"), f"select_on must be 'summary' or 'export', got {select_on!r}.")
     if validator is not None and not modality.knows(validator):
-        raise unknown_name(f"{modality.kind} learner", validator, (*modality.learners, *modality.kernels))
+        raise unknown_name(
+            f"{modality.kind} learner", validator, (*modality.learners, *modality.kernels, *modality.fitted)
+        )
     if validate_every != 0:
         modality.check_split("validation")
     every = max(1, steps // 10) if validate_every is None else validate_every

@@ -91,6 +91,8 @@ class Modality(ABC):
     """Names that `learner` accepts; the first is the default."""
     kernels: ClassVar[tuple[str, ...]] = ("ntk", "nngp")
     """Names that `kernel` accepts; `fit` accepts them beside the learners'."""
+    fitted: ClassVar[tuple[str, ...]] = ()
+    """Further names that `fit` accepts: models that are trained in their own way, and that no objective can draw."""
     evaluator: ClassVar[str | None] = None
     """The learner or kernel that evaluation trains by default; None is the first of `learners`."""
     ridges: ClassVar[tuple[float, ...]] = (1e-6, 1e-4, 1e-2, 1e-1, 1.0)
@@ -158,12 +160,12 @@ class Modality(ABC):
 
     def knows(self, name: str) -> bool:
         """Whether `fit` can train what is called `name`. A modality may know more names than it lists, with options in them."""
-        return name in self.learners or name in self.kernels
+        return name in (*self.learners, *self.kernels, *self.fitted)
 
     def learner(self, name: str | None = None, *, rng: torch.Generator) -> Learner:
         """A fresh draw from P_theta, in eval mode; `rng` decides its initial parameters."""
         name = name or self.learners[0]
-        if name in self.kernels or not self.knows(name):
+        if name in (*self.kernels, *self.fitted) or not self.knows(name):
             raise unknown_name(f"{self.kind} learner", name, self.learners)
         with isolated(fork(rng)):
             return self.build(name).to(self.device, self.dtype).eval()
@@ -226,7 +228,7 @@ class Modality(ABC):
 
         Args:
             batch: training points, real or synthetic.
-            learner: one of `learners` or `kernels`; None takes the default of evaluation.
+            learner: one of `learners`, `kernels` or `fitted`; None takes the default of evaluation.
             rng: of initialisation, shuffling and dropout.
             protocol: in place of `self.protocol(learner)`; unused by kernels.
         """

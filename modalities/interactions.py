@@ -11,11 +11,13 @@ import scipy.sparse as sp
 import torch
 from torch import Tensor
 
+from datastill.backbones.als import ALS
 from datastill.backbones.base import Kernel, Predictor
 from datastill.backbones.batch import map_tensors
+from datastill.backbones.multvae import MultVAE
 from datastill.backbones.ranking import Holdout
 from datastill.backbones.recommender import SparseRows, UserAutoencoder, UserRows, matrix, sparse_rows
-from datastill.backbones.recommenders import InfiniteAutoencoder
+from datastill.backbones.recommenders import EASE, InfiniteAutoencoder, Popularity, Recommender
 from datastill.backbones.training import Protocol
 from datastill.errors import InputError, check_count, require, unknown_name
 from datastill.modalities.base import Batch, Modality, Size, Split
@@ -25,8 +27,10 @@ from datastill.modalities.interactions_log import Splits, distinct, k_core, spli
 from datastill.modalities.interactions_rows import Held, entries, hide
 from datastill.modalities.interactions_summary import TEMPERATURE, InteractionsSummary
 from datastill.modalities.interactions_table import Interactions
+from datastill.rng import fork
 
 CUTOFFS = (10, 100)
+RECOMMENDERS: dict[str, type[Recommender]] = {"ease": EASE, "popularity": Popularity, "mult-vae": MultVAE, "als": ALS}
 SMOOTHING = 0.1
 """Mass that a clustered start spreads over all items, so that every logit is finite: this part of the row's own."""
 SUMMARY_OPTIONS = ("init_scale", "export_length", "draws", "sampler", "temperature", "weighted", "cardinality")
@@ -56,6 +60,7 @@ class InteractionsModality(Modality):
     kind: ClassVar[str] = "interactions"
     metric: ClassVar[str] = "ndcg@10"
     learners: ClassVar[tuple[str, ...]] = ("autoencoder",)
+    fitted: ClassVar[tuple[str, ...]] = tuple(RECOMMENDERS)
     evaluator: ClassVar[str | None] = "ntk"
     ridges: ClassVar[tuple[float, ...]] = (1e-3, 1e-2, 1e-1, 1.0, 5.0, 20.0, 50.0)
 
@@ -182,10 +187,17 @@ class InteractionsModality(Modality):
         # It over-fits within a few hundred steps on real users, and later on synthetic ones: the best moment is kept.
         return Protocol(steps=300, optimizer="adam", lr=1e-3, batch_size=256, schedule="constant", validate_every=20)
 
+    def fit(
+        self, batch: Batch, learner: str | None = None, *, rng: torch.Generator, protocol: Protocol | None = None
+    ) -> Predictor:
+        if learner not in RECOMMENDERS:
+            return super().fit(batch, learner, rng=rng, protocol=protocol)
+        return RECOMMENDERS[learner]().fit(batch.inputs, self.held_out("validation"), seed=fork(rng))
+
     def fit_kernel(self, batch: Batch, kernel: Kernel) -> Predictor:
         """Ridge regression with the ridge of `ridges` that is best on the validation split."""
         machine = InfiniteAutoencoder(kernel=kernel, ridge=self.ridges)
-        return machine.fit(batch.inputs, self.held_out("validation"), self.encode(batch.targets))
+        return machine.fit(batch.inputs, self.held_out("validation"), targets=self.encode(batch.targets))
 
     def check_split(self, split: Split) -> None:
         self.held_out(split)

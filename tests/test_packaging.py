@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 LINKED = ("backbones", "modalities", "objectives")
 EXTRAS = (
     "torchvision", "PIL", "torch_geometric", "ogb", "transformers", "duckdb", "pyarrow", "matplotlib", "jinja2",
-    "sklearn", "pandas",
+    "sklearn", "pandas", "implicit",
 )  # fmt: skip
 
 # A name leaves this list only in a change that says so in its documentation.
