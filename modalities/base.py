@@ -61,6 +61,14 @@ class Summary(nn.Module, ABC):
         """A prior on the parameters (sparsity, cardinality ...), added to any objective's loss. Default: none."""
         return None
 
+    def relabel_(self, targets: Tensor) -> None:
+        """Make the learned labels these distributions (n, c), in place.
+
+        Raises:
+            InputError: if labels are not learned.
+        """
+        raise InputError("This summary has no learned labels that could be set; make it with labels='learned'.")
+
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         """Trainable parameters by role (for example "features", "adjacency"), so that each can have its own learning rate."""
         return {"points": [parameter for parameter in self.parameters() if parameter.requires_grad]}

@@ -78,6 +78,14 @@ class GraphSummary(Summary):
                 data.edge_weight = weights[target, source]
         return data
 
+    @torch.no_grad()
+    def relabel_(self, targets: Tensor) -> None:
+        """Make the learned labels these distributions (n, classes), in place."""
+        if self.label_logits is None:
+            super().relabel_(targets)
+        else:
+            self.label_logits.copy_(targets.clamp(min=torch.finfo(targets.dtype).tiny).log())
+
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         """Roles: "features", "adjacency" where edges are learned, "labels" where labels are."""
         groups = {"features": [self.features]}

@@ -64,6 +64,14 @@ class ImageSummary(Summary):
         if self.labels is not None:
             self.labels.copy_(nearest_distributions(self.labels))
 
+    @torch.no_grad()
+    def relabel_(self, targets: Tensor) -> None:
+        """Make the learned labels these distributions (n, classes), in place."""
+        if self.labels is None:
+            super().relabel_(targets)
+        else:
+            self.labels.copy_(targets)
+
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         """ "points" are the stored pixels, "labels" the soft labels if they are learned."""
         groups = {"points": list(self.storage.parameters())}

@@ -92,6 +92,14 @@ class TextSummary(Summary):
         if self.pull > 0:
             self.vectors.lerp_(self._nearest(), self.pull)
 
+    @torch.no_grad()
+    def relabel_(self, targets: Tensor) -> None:
+        """Make the learned labels these distributions (n, classes), in place."""
+        if self.label_logits is None:
+            super().relabel_(targets)
+        else:
+            self.label_logits.copy_(targets.clamp(min=torch.finfo(targets.dtype).tiny).log())
+
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         """ "points": the token vectors; "labels": the label logits, if learned."""
         groups = {"points": [self.vectors]}

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from datastill.backbones.base import Learner
+from datastill.backbones.base import Learner, Predictor
 from datastill.backbones.batch import Batch
 from datastill.backbones.kmeans import k_means, nearest_members
 from datastill.backbones.training import train
@@ -52,6 +52,8 @@ def coreset(
             - "kmeans-real": the real point nearest to each centre of k-means.
             - "forgetting": those that a learner forgets most often while it trains on all points; those that it never gets
               right count as forgotten most (Toneva et al., arXiv 1812.05159).
+            - "correct": random among those that a learner gets right after training on all points (as DATM begins, arXiv
+              2310.05773); among the others where these are too few.
         space: of features: "vectors" (what the modality's kernels see), or the name of a learner, whose embedding after training
             on all points is taken. For "forgetting" the learner that is trained; "vectors" is then the modality's default one.
         seed: of everything random.
@@ -210,18 +212,32 @@ def _in_space(choose_in_group: Callable[[Tensor, int, torch.Generator], Tensor])
 
 def _most_forgotten(modality: Modality, counts: Sequence[int], space: str, rng: torch.Generator) -> Tensor:
     events = count_forgetting(modality, None if space == VECTORS else space, rng=rng)
+    return _lowest(modality, counts, -events, rng)
+
+
+def _lowest(modality: Modality, counts: Sequence[int], scores: Tensor, rng: torch.Generator) -> Tensor:
+    """The points of each group with the lowest scores; ties are drawn, so that no order of the data decides them."""
     starts = torch.tensor([0, *modality.full_sizes]).cumsum(0)
     picked = []
-    for start, part, count in zip(starts, events.split(modality.full_sizes), counts):
-        shuffled = torch.randperm(len(part), generator=rng)  # ties are many, and no order of the data may decide them
-        picked.append(start + shuffled[part[shuffled].argsort(descending=True, stable=True)[:count]])
+    for start, part, count in zip(starts, scores.split(modality.full_sizes), counts):
+        shuffled = torch.randperm(len(part), generator=rng)
+        picked.append(start + shuffled[part[shuffled].argsort(stable=True)[:count]])
     return torch.cat(picked)
+
+
+def _correct(modality: Modality, counts: Sequence[int], space: str, rng: torch.Generator) -> Tensor:
+    full = modality.full()
+    predictor = modality.fit(full, modality.learners[0] if space == VECTORS else space, rng=rng)
+    with torch.no_grad():
+        wrong = ~modality.correct(_in_chunks(predictor, predictor, full), full.targets).cpu()
+    return _lowest(modality, counts, wrong.float(), rng)
 
 
 METHODS: dict[str, Callable[[Modality, Sequence[int], str, torch.Generator], Tensor]] = {
     "random": _random,
     "herding": _in_space(lambda points, count, rng: herd(points, count)),
     "k-center": _in_space(lambda points, count, rng: spread(points, count)),
+    "correct": _correct,
     "kmeans-real": _in_space(
         lambda points, count, rng: nearest_members(points, k_means(points, count, rng)),
     ),
@@ -240,10 +256,15 @@ def features(modality: Modality, space: str, rng: torch.Generator) -> Tensor:
         learner = modality.fit(full, space, rng=rng)
     if not isinstance(learner, Learner):
         raise unknown_name("space of a coreset", space, (VECTORS, *modality.learners))
-    if learner.couples_points:
-        return learner.embed(full.inputs).flatten(1).cpu()
-    parts = torch.arange(len(full), device=full.groups.device).split(_CHUNK)
-    return torch.cat([learner.embed(full.take(part).inputs).flatten(1).cpu() for part in parts])
+    return _in_chunks(learner.embed, learner, full).flatten(1).cpu()
+
+
+def _in_chunks(function: Callable[[Any], Tensor], predictor: Predictor, batch: Batch) -> Tensor:
+    """`function` of all inputs, some at a time unless the predictor has to see them together."""
+    if isinstance(predictor, Learner) and predictor.couples_points:
+        return function(batch.inputs)
+    parts = torch.arange(len(batch), device=batch.groups.device).split(_CHUNK)
+    return torch.cat([function(batch.take(part).inputs) for part in parts])
 
 
 def _dense(vectors: Tensor, rng: torch.Generator) -> Tensor:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import hashlib
+import json
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
+import safetensors
 import torch
 from torch import Tensor
 
 from datastill.backbones.base import Learner
 from datastill.backbones.training import Protocol, train
-from datastill.bundle import read_bundle, write_bundle
+from datastill.bundle import DATA, read_bundle, write_bundle
 from datastill.errors import ArtifactError
 from datastill.modalities.base import Modality
 from datastill.rng import fork, generator
@@ -26,8 +30,10 @@ class ExpertPlan:
         snapshots: parameter vectors stored after the initial one.
         interval: optimiser steps between two snapshots; None is one pass over the target dataset.
         batch_size: real points a step; None takes all of them.
-        lr: learning rate of plain SGD.
-        momentum: of that SGD.
+        optimizer: "sgd" or "adam".
+        lr: its learning rate, constant.
+        momentum: of "sgd".
+        weight_decay: L2 penalty.
         augment: whether training uses the modality's augmentation.
     """
 
@@ -36,8 +42,10 @@ class ExpertPlan:
     snapshots: int
     interval: int | None
     batch_size: int | None
+    optimizer: Literal["sgd", "adam"]
     lr: float
     momentum: float
+    weight_decay: float
     augment: bool
 
 
@@ -70,9 +78,10 @@ def train_expert(modality: Modality, plan: ExpertPlan, seed: int) -> Tensor:
 
     protocol = Protocol(
         steps=interval * plan.snapshots,
-        optimizer="sgd",
+        optimizer=plan.optimizer,
         lr=plan.lr,
         momentum=plan.momentum,
+        weight_decay=plan.weight_decay,
         batch_size=size,
         schedule="constant",
         augment=plan.augment,
@@ -84,42 +93,57 @@ def train_expert(modality: Modality, plan: ExpertPlan, seed: int) -> Tensor:
 
 
 class ExpertBuffer:
-    """Trajectories by number, trained when first asked for; on disk if a folder is given, else in memory.
+    """Trajectories by number, trained when first asked for.
 
-    A trajectory is a function of the seed, its number and the plan alone, so what a crash took is simply trained again.
+    With a folder, each is a shard on disk, a safetensors file of which only the snapshots that are asked for are read (through a
+    memory map); without one, they are in memory. A trajectory is a function of the target dataset, the seed, its number and the
+    plan alone, so that what a crash took is simply trained again, and runs with equal plans and seeds can share a folder.
+
+    Args:
+        modality: the target dataset.
+        plan: of the training.
+        seed: of all experts.
+        folder: where shards are kept, in a subfolder for these data, this plan and this seed; None keeps them in memory.
     """
 
     def __init__(self, modality: Modality, plan: ExpertPlan, seed: int, folder: Path | None) -> None:
         self.modality = modality
         self.plan = plan
         self.seed = seed
-        self.folder = folder
-        self._kept: dict[int, Tensor] = {}
-
-    def __getitem__(self, number: int) -> Tensor:
-        """Trajectory `number`, (snapshots + 1, parameters), on the CPU."""
-        if number not in self._kept:
-            self._kept[number] = self._load(number)
-        return self._kept[number]
-
-    def _load(self, number: int) -> Tensor:
-        identity = {
-            "plan": self.plan.__dict__,
-            "seed": self.seed,
-            "number": number,
-            "target": self.modality.fingerprint(),
-            "dtype": str(self.modality.dtype),
+        self.identity = {
+            "plan": asdict(plan),
+            "seed": seed,
+            "target": modality.fingerprint(),
+            "dtype": str(modality.dtype),
         }
-        path = None if self.folder is None else self.folder / f"expert-{number:04d}"
-        if path is not None and path.exists():
+        digest = hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()
+        self.folder = None if folder is None else folder / digest[:16]
+        self._kept: dict[int, Tensor] = {}
+        self._checked: set[int] = set()
+
+    def snapshot(self, number: int, position: int) -> Tensor:
+        """Parameters (p,) of expert `number` at snapshot `position`, 0 being its initial ones, on the CPU."""
+        if self.folder is None:
+            if number not in self._kept:
+                self._kept[number] = self._train(number)
+            return self._kept[number][position]
+        shard = self.folder / f"expert-{number:04d}"
+        if number not in self._checked:
+            self._make_sure(shard, number)
+            self._checked.add(number)
+        with safetensors.safe_open(shard / DATA, framework="pt") as file:
+            row: Tensor = file.get_slice("trajectory")[position : position + 1]
+        return row.squeeze(0)
+
+    def _train(self, number: int) -> Tensor:
+        return train_expert(self.modality, self.plan, seed=fork(generator(self.seed, "expert", number)))
+
+    def _make_sure(self, shard: Path, number: int) -> None:
+        """Check every byte of a shard once, and train it if it is not there, or damaged by a crash."""
+        if shard.exists():
             try:
-                tensors, meta = read_bundle(path)
-                if meta.get("identity") == identity:
-                    return tensors["trajectory"]
+                if read_bundle(shard)[1].get("identity") == self.identity:
+                    return
             except ArtifactError:
-                pass  # damaged by a crash: trained again below
-        trajectory = train_expert(self.modality, self.plan, seed=fork(generator(self.seed, "expert", number)))
-        if path is not None:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_bundle(path, {"trajectory": trajectory}, {"identity": identity})
-        return trajectory
+                pass
+        write_bundle(shard, {"trajectory": self._train(number)}, {"identity": self.identity})

@@ -1,11 +1,13 @@
 """Gradient descent on a summary as a differentiable function, with an exact reverse pass in constant graph memory.
 
 Plain autograd through T training steps keeps T graphs. Here the forward pass keeps only the T parameter vectors; the reverse
-pass rebuilds one step at a time and pulls the adjoint of the parameters through it. The result is the true gradient (the
-approximation of TESLA, which holds the parameters constant, is not).
+pass rebuilds one step at a time and pulls the adjoint of the parameters through it. The result is the true gradient.
 
     v' = m v + grad L(theta, batch) + w theta        theta' = theta - lr v'
     backwards:  u <- m u - lr lambda;   (d batch, d theta) = u . d grad L;   lambda <- lambda + d theta + w u
+
+TESLA (Cui et al., ICML 2023, arXiv 2211.10586) holds the parameters of every step constant: lambda stays what it was at the end,
+and what a point does to later steps is left out. It costs the same memory and a little less time, and is not the gradient.
 """
 
 from __future__ import annotations
@@ -55,7 +57,9 @@ class Descent:
         return list(grads)
 
 
-def unroll(descent: Descent, start: Mapping[str, Tensor], batch: Batch, rates: Tensor) -> dict[str, Tensor]:
+def unroll(
+    descent: Descent, start: Mapping[str, Tensor], batch: Batch, rates: Tensor, *, exact: bool = True
+) -> dict[str, Tensor]:
     """The parameters after `len(descent.picks)` steps of SGD on `batch`.
 
     Differentiable (once) in every floating tensor of `batch` and in `rates`.
@@ -65,16 +69,25 @@ def unroll(descent: Descent, start: Mapping[str, Tensor], batch: Batch, rates: T
         start: parameters before the first step; taken as constants.
         batch: the training points, usually synthetic.
         rates: (steps,) learning rates.
+        exact: whether the backward pass gives the gradient, or TESLA's approximation of it.
     """
     names = list(start)
-    finals = _Unroll.apply(descent, names, [start[name].detach() for name in names], batch, rates, *tensors_of(batch))
+    constants = [start[name].detach() for name in names]
+    finals = _Unroll.apply(exact, descent, names, constants, batch, rates, *tensors_of(batch))
     return dict(zip(names, finals))
 
 
 class _Unroll(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, descent: Descent, names: list[str], start: list[Tensor], batch: Batch, rates: Tensor, *leaves: Tensor
+        ctx: Any,
+        exact: bool,
+        descent: Descent,
+        names: list[str],
+        start: list[Tensor],
+        batch: Batch,
+        rates: Tensor,
+        *leaves: Tensor,
     ) -> tuple[Tensor, ...]:
         constant = with_tensors(batch, [leaf.detach() for leaf in leaves])
         theta, velocity = start, [torch.zeros_like(value) for value in start]
@@ -92,7 +105,7 @@ class _Unroll(torch.autograd.Function):
             if rates.requires_grad:
                 velocities.append(velocity)
         ctx.save_for_backward(rates, *leaves)
-        ctx.descent, ctx.names, ctx.batch = descent, names, batch
+        ctx.exact, ctx.descent, ctx.names, ctx.batch = exact, descent, names, batch
         ctx.trajectory, ctx.velocities = trajectory, velocities
         return tuple(theta)
 
@@ -101,7 +114,7 @@ class _Unroll(torch.autograd.Function):
     def backward(ctx: Any, *adjoint: Tensor) -> tuple[Any, ...]:
         descent: Descent = ctx.descent
         rates, *leaves = ctx.saved_tensors
-        wanted = [needed and leaf.is_floating_point() for needed, leaf in zip(ctx.needs_input_grad[5:], leaves)]
+        wanted = [needed and leaf.is_floating_point() for needed, leaf in zip(ctx.needs_input_grad[6:], leaves)]
         pulled = [torch.zeros_like(leaf) if want else None for want, leaf in zip(wanted, leaves)]
         rate_grads = torch.zeros_like(rates)
         adjoints = list(adjoint)
@@ -116,11 +129,17 @@ class _Unroll(torch.autograd.Function):
                 grads = descent.gradient(step, ctx.names, theta, with_tensors(ctx.batch, active), differentiable=True)
                 # A gradient that depends on nothing (a linear loss) has no graph and contributes nothing.
                 alive = [(g, u) for g, u in zip(grads, impulse) if g.requires_grad]
-                targets = theta + [leaf for leaf, want in zip(active, wanted) if want]
+                moved = theta if ctx.exact else []
+                targets = moved + [leaf for leaf, want in zip(active, wanted) if want]
+                if not targets:  # only rates are asked for, and theta is constant
+                    continue
                 results = torch.autograd.grad(
                     [g for g, _ in alive], targets, [u for _, u in alive], materialize_grads=True
                 )
-            adjoints = [a + d + descent.weight_decay * u for a, d, u in zip(adjoints, results[: len(theta)], impulse)]
-            extra = iter(results[len(theta) :])
+            if ctx.exact:
+                adjoints = [
+                    a + d + descent.weight_decay * u for a, d, u in zip(adjoints, results[: len(theta)], impulse)
+                ]
+            extra = iter(results[len(moved) :])
             pulled = [None if value is None else value + next(extra) for value in pulled]
-        return (None, None, None, None, rate_grads if rates.requires_grad else None, *pulled)
+        return (None, None, None, None, None, rate_grads if rates.requires_grad else None, *pulled)

@@ -35,6 +35,9 @@ OBJECTIVES: dict[str, Callable[[], Objective]] = {
     "trajectory-matching": lambda: TrajectoryMatching(
         experts=2, max_start=2, span=1, inner_steps=3, expert_batch=16, inner_lr=0.1
     ),
+    "trajectory-matching/datm": lambda: TrajectoryMatching(
+        experts=1, first_max_start=1, max_start=3, expand_steps=2, span=1, inner_steps=2, expert_optimizer="adam"
+    ),
 }
 
 

@@ -179,6 +179,16 @@ def test_a_mislabelled_point_is_forgotten_first() -> None:
     assert int(index[0]) == 7
 
 
+def test_correct_points_are_those_that_a_trained_learner_gets_right() -> None:
+    modality = ToyModality(classes=2, points=30)
+    points, labels = modality._splits["train"]
+    points[:] = 0.1 * points + 5 * (labels[:, None] * 2 - 1)
+    points[:12] = -points[:12]  # lie among the other class
+    index = choose(modality, [18, 3], method="correct", space="linear", rng=generator(0))
+    assert sorted(index[:18].tolist()) == list(range(12, 30))
+    assert len(choose(modality, [25, 3], method="correct", space="linear", rng=generator(0)).unique()) == 28
+
+
 # --- as beginnings, baselines and recipes -------------------------------------------------------------------------------
 
 

@@ -115,6 +115,62 @@ def test_graph_memory_does_not_grow_with_steps() -> None:
     assert peaks[None, 60] > 10 * peaks[None, 3]
 
 
+def test_tesla_is_the_published_formula() -> None:
+    """d/dX_i of g_i(X_i) . (2 lr (goal - theta_0) + 2 lr^2 sum_j g_j), every theta_i and the other gradients held constant."""
+    net, x, y, _ = make_case()
+    steps, rate = 7, 0.3
+    picks = [torch.randperm(len(x), generator=generator("tesla", step))[:4] for step in range(steps)]
+    start = parameters_of(net)
+    goal = {name: value + 0.1 for name, value in start.items()}
+    leaf, rates = x.clone().requires_grad_(), torch.full((steps,), rate, dtype=torch.float64).requires_grad_()
+    descent = Descent(net, F.cross_entropy, picks)
+    batch = Batch(leaf, y, torch.zeros(len(x), dtype=torch.int64))
+    final = unroll(descent, start, batch, rates, exact=False)
+    sum((final[name] - goal[name]).square().sum() for name in goal).backward()  # type: ignore[union-attr]
+
+    theta, moments = dict(start), []
+    for pick in picks:
+        active = {name: value.clone().requires_grad_() for name, value in theta.items()}
+        loss = F.cross_entropy(call_with(net, active, x[pick]), y[pick])
+        moments.append((active, torch.autograd.grad(loss, list(active.values()))))
+        theta = {name: value - rate * grad for (name, value), grad in zip(theta.items(), moments[-1][1])}
+    total = [sum(parts) for parts in zip(*(grads for _, grads in moments))]
+    expected = torch.zeros_like(x)
+    for (active, _), pick in zip(moments, picks):
+        points = x[pick].clone().requires_grad_()
+        loss = F.cross_entropy(call_with(net, active, points), y[pick])
+        grads = torch.autograd.grad(loss, list(active.values()), create_graph=True)
+        vectors = [2 * rate * (goal[name] - start[name]) + 2 * rate**2 * g for name, g in zip(start, total)]
+        value = sum(((g * v).sum() for g, v in zip(grads, vectors)), torch.zeros(()))
+        expected = expected.index_add(0, pick, torch.autograd.grad(value, points)[0])
+    assert leaf.grad is not None
+    torch.testing.assert_close(leaf.grad, expected)
+    by_rate = [
+        -2 * sum((((theta[name] - goal[name]) * g).sum() for name, g in zip(start, grads)), torch.zeros(()))
+        for _, grads in moments
+    ]
+    assert rates.grad is not None
+    torch.testing.assert_close(rates.grad, torch.stack(by_rate))
+
+
+def test_tesla_tends_to_the_gradient_as_the_rate_tends_to_zero() -> None:
+    net, x, y, real = make_case()
+    gaps = []
+    for rate in (0.3, 0.03, 0.003):
+        found = []
+        for exact in (True, False):
+            leaf = x.clone().requires_grad_()
+            batch = Batch(leaf, y, torch.zeros(len(x), dtype=torch.int64))
+            rates = torch.full((10,), rate, dtype=torch.float64)
+            descent = Descent(net, F.cross_entropy, [None] * 10, momentum=0.5)
+            final = unroll(descent, parameters_of(net), batch, rates, exact=exact)
+            F.cross_entropy(call_with(net, final, real.inputs), real.targets).backward()
+            assert leaf.grad is not None
+            found.append(leaf.grad)
+        gaps.append(float((found[0] - found[1]).norm() / found[0].norm()))
+    assert gaps[0] > 3 * gaps[1] > 9 * gaps[2] > 0
+
+
 def test_linear_learner_by_hand() -> None:
     """One step on a linear least-squares learner has a gradient that fits on a napkin."""
     with isolated(0):
