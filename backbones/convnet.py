@@ -8,6 +8,7 @@ pixels).
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterable
 from typing import Literal
 
 from torch import Tensor, nn
@@ -15,8 +16,15 @@ from torch import Tensor, nn
 from datastill.backbones.base import Learner
 from datastill.errors import check_count, require
 
-Norm = Literal["instance", "group", "none"]
-_NORMS = ("instance", "group", "none")
+Norm = Literal["instance", "group", "layer", "batch", "none"]
+NORMS = ("instance", "group", "layer", "batch", "none")
+POOLS = ("avg", "max", "none")
+ACTIVATIONS: dict[str, type[nn.Module]] = {
+    "relu": nn.ReLU,
+    "leaky": nn.LeakyReLU,
+    "sigmoid": nn.Sigmoid,
+    "swish": nn.SiLU,
+}
 
 
 def default_depth(height: int, width: int) -> int:
@@ -34,7 +42,10 @@ class ConvNet(Learner):
         depth: blocks; None takes `default_depth`. Every block needs more than one pixel, since normalising a single
             pixel per channel would erase it.
         width: filters of every block.
-        norm: "instance" (one group per channel, with learned scale and shift), "group" (up to 32 groups) or "none".
+        norm: see `make_norm`.
+        pool: "avg", "max" or "none", at the end of a block.
+        activation: "relu", "leaky" (slope 0.01), "sigmoid" or "swish".
+        double: whether each block has twice the filters of the one before, as FRePo's network (arXiv 2206.00719).
     """
 
     def __init__(
@@ -45,6 +56,9 @@ class ConvNet(Learner):
         depth: int | None = None,
         width: int = 128,
         norm: Norm = "instance",
+        pool: Literal["avg", "max", "none"] = "avg",
+        activation: str = "relu",
+        double: bool = False,
     ) -> None:
         super().__init__()
         for name, value in (
@@ -55,12 +69,18 @@ class ConvNet(Learner):
             check_count(name, value)
         channels, height, columns = shape
         depth = default_depth(height, columns) if depth is None else check_count("depth", depth)
-        require(norm in _NORMS, f"norm must be one of {', '.join(_NORMS)}, got {norm!r}.")
+        choices: tuple[tuple[str, str, Iterable[str]], ...] = (
+            ("norm", norm, NORMS),
+            ("pool", pool, POOLS),
+            ("activation", activation, ACTIVATIONS),
+        )
+        for option, choice, known in choices:
+            require(choice in known, f"{option} must be one of {', '.join(known)}, got {choice!r}.")
         blocks: list[nn.Module] = []
         fan_in, rows = channels, height
         for level in range(depth):
             require(
-                rows * columns > 1 or norm == "none",
+                rows * columns > 1 or not erases_pixels(norm, width),
                 f"depth {depth} is too much for images of {shape[1]}x{shape[2]} pixels: block {level + 1} would see a "
                 f"single pixel. Ask for a depth of at most {level}.",
             )
@@ -69,14 +89,16 @@ class ConvNet(Learner):
             blocks.append(
                 nn.Sequential(
                     nn.Conv2d(fan_in, width, 3, padding=1),
-                    _norm(norm, width),
-                    nn.ReLU(),
-                    nn.AvgPool2d(2, ceil_mode=True),
+                    make_norm(norm, width),
+                    ACTIVATIONS[activation](),
+                    _POOLS[pool](),
                 )
             )
-            fan_in, rows, columns = width, -(-rows // 2), -(-columns // 2)
+            fan_in, width = width, width * (1 + double)
+            if pool != "none":
+                rows, columns = -(-rows // 2), -(-columns // 2)
         self.blocks = nn.ModuleList(blocks)
-        self.head = nn.Linear(width * rows * columns, outputs)
+        self.head = nn.Linear(fan_in * rows * columns, outputs)
 
     def layers(self, inputs: Tensor) -> list[Tensor]:
         """Feature maps (n, width, h, w) after each block, for images (n, channels, height, width)."""
@@ -94,9 +116,26 @@ class ConvNet(Learner):
         return inputs.reshape(len(inputs), -1)
 
 
-def _norm(norm: Norm, width: int) -> nn.Module:
-    if norm == "instance":
-        return nn.GroupNorm(width, width)
-    if norm == "group":
-        return nn.GroupNorm(math.gcd(32, width), width)
-    return nn.Identity()
+def make_norm(norm: Norm, width: int) -> nn.Module:
+    """The normalisation of `width` feature maps, with a learned scale and shift for each.
+
+    "instance" is by map, "group" by up to 32 groups of maps, "layer" by all maps of a point, "batch" by map over all points of a
+    batch: it has statistics that follow training, and in eval mode uses them, which at the start is no normalisation.
+    """
+    if norm == "batch":
+        return nn.BatchNorm2d(width)
+    if norm == "none":
+        return nn.Identity()
+    return nn.GroupNorm({"instance": width, "group": math.gcd(32, width), "layer": 1}[norm], width)
+
+
+def erases_pixels(norm: Norm, width: int) -> bool:
+    """Whether `make_norm` gives every map a mean of its own, so that maps of a single pixel become zero."""
+    return norm == "instance" or (norm == "group" and 32 % width == 0)
+
+
+_POOLS: dict[str, Callable[[], nn.Module]] = {
+    "avg": lambda: nn.AvgPool2d(2, ceil_mode=True),
+    "max": lambda: nn.MaxPool2d(2, ceil_mode=True),
+    "none": nn.Identity,
+}

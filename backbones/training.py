@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -21,13 +22,22 @@ class Protocol:
 
     Attributes:
         steps: optimiser steps.
+        epochs: in place of `steps`, passes over the points; the last batch of a pass may then be smaller.
         optimizer: "adam", "adamw" or "sgd".
         lr: first learning rate.
         momentum: of "sgd".
         weight_decay: L2 penalty (decoupled for "adamw").
         batch_size: points a step; None takes all of them.
-        schedule: "constant", "cosine" (to zero) or "drop" (a tenth for the second half).
-        augment: whether the modality's augmentation is applied.
+        schedule: "constant", "cosine" (to `floor`) or "drop" (times `drop_factor` at each of `drops`).
+        drops: parts of the run, in (0, 1), after which the rate drops.
+        drop_factor: what the rate is multiplied by there.
+        restart: whether the optimiser forgets its state (momentum) where the rate drops.
+        warmup: steps in which the rate rises linearly to `lr`, before the cosine begins.
+        floor: share of `lr` at which the cosine ends.
+        augment: whether the modality's augmentation is applied; a string names one of `Modality.augmenter`.
+        loss: "task" (the modality's), or "squared": half the squared distance to `encode(targets)`, summed over outputs.
+        target_scale: what encoded targets are multiplied by, for "squared".
+        centred: whether what is trained is the learner minus its initial outputs.
         validate_every: steps between validations that pick the best moment; None keeps the last step.
     """
 
@@ -38,8 +48,28 @@ class Protocol:
     weight_decay: float = 0.0
     batch_size: int | None = 256
     schedule: Literal["constant", "cosine", "drop"] = "cosine"
-    augment: bool = False
+    augment: bool | str = False
     validate_every: int | None = None
+    epochs: int | None = None
+    drops: tuple[float, ...] = (0.5,)
+    drop_factor: float = 0.1
+    restart: bool = False
+    warmup: int = 0
+    floor: float = 0.0
+    loss: Literal["task", "squared"] = "task"
+    target_scale: float = 1.0
+    centred: bool = False
+
+    def batches(self, points: int) -> Iterator[int]:
+        """Sizes of the batches of one pass over `points`."""
+        size = points if self.batch_size is None else min(self.batch_size, points)
+        yield from [size] * (points // size)
+        if self.epochs is not None and points % size:
+            yield points % size
+
+    def total_steps(self, points: int) -> int:
+        """Optimiser steps that this protocol takes on so many points."""
+        return self.steps if self.epochs is None else self.epochs * len(list(self.batches(points)))
 
 
 def make_optimizer(protocol: Protocol, parameters: Any) -> torch.optim.Optimizer:
@@ -52,13 +82,40 @@ def make_optimizer(protocol: Protocol, parameters: Any) -> torch.optim.Optimizer
     return kind(parameters, lr=protocol.lr, weight_decay=protocol.weight_decay)
 
 
-def learning_rate(protocol: Protocol, step: int) -> float:
-    """The learning rate of step `step` (0-based)."""
+def learning_rate(protocol: Protocol, step: int, steps: int) -> float:
+    """The learning rate of step `step` (0-based) of a run of `steps`."""
+    if step < protocol.warmup:
+        return protocol.lr * (step + 1) / protocol.warmup
     if protocol.schedule == "cosine":
-        return protocol.lr * 0.5 * (1 + float(torch.cos(torch.tensor(torch.pi * step / protocol.steps))))
-    if protocol.schedule == "drop" and 2 * step >= protocol.steps:
-        return 0.1 * protocol.lr
+        progress = (step - protocol.warmup) / max(1, steps - protocol.warmup)
+        return protocol.lr * (protocol.floor + (1 - protocol.floor) * 0.5 * (1 + math.cos(math.pi * progress)))
+    if protocol.schedule == "drop":
+        return protocol.lr * protocol.drop_factor ** _drops_before(protocol, step, steps)
     return protocol.lr
+
+
+def _drops_before(protocol: Protocol, step: int, steps: int) -> int:
+    # A drop belongs to the first step that lies wholly after it; the rounding keeps 502/1001 of 1001 steps at step 502.
+    return sum(step >= math.ceil(round(moment * steps, 6)) for moment in protocol.drops)
+
+
+class Centred(Learner):
+    """A learner minus what it gave before training, as in the linearisation of wide networks; begins at zero everywhere."""
+
+    def __init__(self, learner: Learner) -> None:
+        super().__init__()
+        self.learner = learner
+        self.start = copy.deepcopy(learner).requires_grad_(False)
+        self.head = learner.head
+
+    def embed(self, inputs: Any) -> Tensor:
+        """The learner's own features."""
+        return self.learner.embed(inputs)
+
+    def forward(self, inputs: Any) -> Tensor:
+        """Outputs (n, c): the learner's now, minus those at the start."""
+        outputs: Tensor = self.learner(inputs) - self.start(inputs)
+        return outputs
 
 
 def train(
@@ -86,29 +143,32 @@ def train(
     """
     batch = batch.detach()
     optimizer = make_optimizer(protocol, learner.parameters())
-    size = len(batch) if protocol.batch_size is None else min(protocol.batch_size, len(batch))
+    sizes = list(protocol.batches(len(batch)))
+    steps = protocol.total_steps(len(batch))
     best: tuple[float, dict[str, Tensor]] | None = None
     order = torch.empty(0, dtype=torch.int64)
     rng = generator(seed, "train")
     with isolated(seed):
-        for step in range(protocol.steps):
-            points = batch
+        for step in range(steps):
+            points, size = batch, sizes[step % len(sizes)]
             if size < len(batch):
-                if len(order) < size:
+                if step % len(sizes) == 0:
                     order = torch.randperm(len(batch), generator=rng)
                 points, order = batch.take(order[:size].to(batch.groups.device)), order[size:]
             if augment is not None and protocol.augment:
                 points = augment(points, int(torch.randint(2**31, (), generator=rng)))
+            if protocol.restart and _drops_before(protocol, step, steps) > _drops_before(protocol, step - 1, steps):
+                optimizer = make_optimizer(protocol, learner.parameters())
             learner.train()
             for group in optimizer.param_groups:
-                group["lr"] = learning_rate(protocol, step)
+                group["lr"] = learning_rate(protocol, step, steps)
             optimizer.zero_grad()
             loss(learner(points.inputs), points.targets).backward()
             optimizer.step()
             learner.eval()
             if after_step is not None:
                 after_step(step + 1, learner)
-            due = protocol.validate_every and ((step + 1) % protocol.validate_every == 0 or step + 1 == protocol.steps)
+            due = protocol.validate_every and ((step + 1) % protocol.validate_every == 0 or step + 1 == steps)
             if validate is not None and due:
                 with torch.no_grad():
                     score = validate(learner)

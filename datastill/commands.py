@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from datastill.modalities.base import Modality
 
 SETTINGS = "run.json"
+_SCORING = ("quiet", "seeds", "learners", "protocol", "out")  # options that do not change what is distilled
 
 # For each kind of data: the function that condenses it, and the one that finds it.
 _KINDS = {
@@ -47,12 +48,19 @@ def condense(kind: str, arguments: Sequence[str]) -> None:
 
     found = source(**{name: options[name] for name in from_source}, **_seed(source, options))
     chosen = {name: options[name] for name in from_function}
-    result = function.job(**found, **chosen, out=folder, progress=not options["quiet"]).run()
+    job = function.job(**found, **chosen, out=folder, progress=not options["quiet"])
+    if options["protocol"] is not None:
+        job.modality.published_protocol(options["protocol"])  # a wrong name is said before the work, not after
+    result = job.run()
     _write_settings(folder, kind, options)
     evaluation = None
     if options["seeds"] > 0:
         evaluation = evaluate(
-            result, seeds=options["seeds"], learners=_listed(options["learners"]), progress=not options["quiet"]
+            result,
+            seeds=options["seeds"],
+            learners=_listed(options["learners"]),
+            protocol=options["protocol"],
+            progress=not options["quiet"],
         )
         print(evaluation.table())
     stored = artifact.save(result, folder / artifact.RUN_SUBFOLDER, evaluation=evaluation)
@@ -84,16 +92,18 @@ def evaluate_run(arguments: Sequence[str]) -> None:
             f"The data in {used.get('data')!r} are not those that {folder} was distilled from; name the right ones by --data."
         )
     evaluation = evaluate(
-        stored.dataset,
+        stored,
         modality,
         seeds=options["seeds"],
         learners=_listed(options["learners"]),
+        protocol=options["protocol"],
         progress=not options["quiet"],
     )
     print(evaluation.table())
-    names = {row.learner for row in evaluation.rows}
-    rows = [row for row in (stored.evaluation or {}).get("rows", []) if row["learner"] not in names]
-    merged = {"metric": evaluation.metric, "rows": [*rows, *evaluation.to_json()["rows"]]}
+    found, before = evaluation.to_json(), stored.evaluation or {}
+    now = {(row.learner, row.protocol) for row in evaluation.rows}
+    rows = [row for row in before.get("rows", []) if (row["learner"], row.get("protocol")) not in now]
+    merged = {**found, "rows": [*rows, *found["rows"]], "rules": {**before.get("rules", {}), **found["rules"]}}
     stored = artifact.save(dataclasses.replace(stored, evaluation=merged), artifact.find_artifact(folder))
     _finish(folder, stored)
 
@@ -167,6 +177,12 @@ def _add_evaluation(parser: Parser) -> None:
     parser.add_argument(
         "--learners", type=str | None, default=None, help="what to train, as a,b; default: the usual one"
     )
+    parser.add_argument(
+        "--protocol",
+        type=str | None,
+        default=None,
+        help="a paper's rules of training, such as dsa; default: the library's",
+    )
     parser.add_argument("--quiet", action="store_true", help="show no progress bars")
 
 
@@ -175,7 +191,7 @@ def _listed(learners: str | None) -> list[str] | None:
 
 
 def _write_settings(folder: Path, kind: str, options: dict[str, Any]) -> None:
-    kept = {name: value for name, value in options.items() if name not in ("quiet", "seeds", "learners", "out")}
+    kept = {name: value for name, value in options.items() if name not in _SCORING}
     (folder / SETTINGS).write_text(json.dumps({"command": kind, "options": kept}, indent=1) + "\n", encoding="utf-8")
 
 

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import statistics
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
+from datastill.artifact import Artifact
+from datastill.backbones.base import Predictor
 from datastill.backbones.batch import Batch
 from datastill.backbones.training import Protocol
 from datastill.errors import InputError, check_count, unknown_name
 from datastill.loop import Result
-from datastill.modalities.base import Modality, Size, Summary
+from datastill.modalities.base import Modality, Published, Size, Summary
 from datastill.objectives.coresets import METHODS, coreset
 from datastill.rng import derive_seed, generator, isolated
 
@@ -31,6 +34,7 @@ class Row:
         points: of the training data.
         nbytes: stored bytes of the training data.
         seconds: of all trainings together.
+        protocol: the published protocol of the trainings; None is the library's own, or one given as `Protocol`.
     """
 
     data: str
@@ -39,6 +43,12 @@ class Row:
     points: int
     nbytes: int
     seconds: float
+    protocol: str | None = None
+
+    @property
+    def trained(self) -> str:
+        """The learner, and the published protocol if there is one."""
+        return self.learner if self.protocol is None else f"{self.learner} ({self.protocol})"
 
     def mean(self, metric: str) -> float:
         """Mean over seeds."""
@@ -52,10 +62,17 @@ class Row:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """All rows of an evaluation, and its main metric."""
+    """All rows of an evaluation, its main metric, and the rules by which learners were trained.
+
+    Attributes:
+        metric: that summaries are compared by.
+        rows: what was trained on, and its scores.
+        rules: each published protocol of the rows as plain values, with what differs from the paper.
+    """
 
     metric: str
     rows: list[Row]
+    rules: dict[str, Any] = field(default_factory=dict)
 
     def row(self, data: str, learner: str | None = None) -> Row:
         """The first row of that data (and learner)."""
@@ -77,7 +94,7 @@ class Evaluation:
         body = [
             [
                 row.data,
-                row.learner,
+                row.trained,
                 *(f"{100 * row.mean(metric):.2f} ± {100 * row.std(metric):.2f}" for metric in metrics),
                 f"{row.points:,}",
                 f"{row.nbytes:,}",
@@ -93,17 +110,17 @@ class Evaluation:
         for row in self.rows:
             summary = {name: {"mean": row.mean(name), "std": row.std(name)} for name in row.scores}
             rows.append({**asdict(row), "summary": summary})
-        return {"metric": self.metric, "rows": rows}
+        return {"metric": self.metric, "rows": rows, "rules": self.rules}
 
 
 def evaluate(
-    data: Result | Summary | Any,
+    data: Result | Artifact | Summary | Any,
     modality: Modality | None = None,
     *,
     learners: Sequence[str] | None = None,
     seeds: int = 5,
     baselines: bool | Sequence[str] = True,
-    protocol: Protocol | None = None,
+    protocol: str | Protocol | None = None,
     seed: int = 0,
     progress: bool = True,
 ) -> Evaluation:
@@ -113,26 +130,36 @@ def evaluate(
     coresets, if asked for.
 
     Args:
-        data: a `Result`, a `Summary`, or a native dataset such as `export` gives.
+        data: a `Result`, an `Artifact`, a `Summary`, or a native dataset such as `export` gives.
         modality: the target dataset; may be left out for a `Result`.
-        learners: learners or kernels to train, for transfer between architectures; None is the modality's evaluator.
+        learners: learners or kernels to train, for transfer between architectures; None is the protocol's, or the
+            modality's evaluator.
         seeds: trainings of each, at least 1.
         baselines: whether random subsets and the full data are scored too; or the methods of `coreset` whose subsets are
-            scored beside the full data, such as ("random", "herding").
-        protocol: how to train, in place of the modality's own protocol for each learner.
+            scored beside the full data, such as ("random", "herding"). The full data are left out for a kernel whose Gram
+            matrix they would be too many for (`Modality.kernel_limit`).
+        protocol: how to train. A name of `modality.published`, such as "dsa" of images, follows a paper's rules, but never
+            selects on test data; a `Protocol` holds for every learner; None is the modality's own for each learner.
         seed: of everything random.
         progress: whether a progress bar is shown on stderr.
 
     Raises:
-        InputError: for an unknown learner or baseline, or if `modality` is needed and missing.
+        InputError: for an unknown learner, baseline or protocol, if `modality` is needed and missing, or if the protocol
+            needs a learning rate that was learned with the summary and `data` brings none.
     """
     check_count("seeds", seeds)
+    learned: Mapping[str, Any] = {}
     if isinstance(data, Result):
+        learned = data.learned
         modality, data = modality or data.modality, data.summary
+    elif isinstance(data, Artifact):
+        learned = data.learned
+        data = data.dataset
     if modality is None:
         raise InputError("evaluate() needs modality, the target dataset, unless it is given a Result.")
     target = modality
-    names = list(learners or [target.evaluator or target.learners[0]])
+    rules = _Rules.of(protocol, target, learned)
+    names = list(learners or [rules.learner])
     for name in names:
         if not target.knows(name):
             raise unknown_name(f"{target.kind} learner", name, (*target.learners, *target.kernels, *target.fitted))
@@ -164,24 +191,83 @@ def evaluate(
     if methods:
         sources.append(("full data", lambda _: target.full(), target.full_size()))
 
+    todo = [
+        (name, *source)
+        for name in names
+        for source in sources
+        if source[0] != "full data" or name not in target.kernels or source[2].points <= target.kernel_limit
+    ]
     rows = []
-    total = len(sources) * len(names) * seeds
-    with tqdm(total=total, desc="evaluate", disable=not progress, leave=False) as bar:
-        for name in names:
-            for what, batch_of, size in sources:
-                began = time.perf_counter()
-                scores: dict[str, list[float]] = {}
-                for number in range(seeds):
-                    bar.set_postfix_str(f"{name} on {what}", refresh=False)
-                    with isolated(derive_seed(seed, "evaluate", number)):
-                        rng = generator(seed, "evaluate", number)
-                        predictor = target.fit(batch_of(number), name, rng=rng, protocol=protocol)
-                        found = target.score(predictor, "test")
-                    for metric, value in found.items():
-                        scores.setdefault(metric, []).append(value)
-                    bar.update()
-                rows.append(Row(what, name, scores, size.points, size.nbytes, time.perf_counter() - began))
-    return Evaluation(target.metric, rows)
+    with tqdm(total=len(todo) * seeds, desc="evaluate", disable=not progress, leave=False) as bar:
+        for name, what, batch_of, size in todo:
+            began = time.perf_counter()
+            scores: dict[str, list[float]] = {}
+            for number in range(seeds):
+                bar.set_postfix_str(f"{name} on {what}", refresh=False)
+                with isolated(derive_seed(seed, "evaluate", number)):
+                    predictor = rules.fit(
+                        batch_of(number), name, full=what == "full data", key=(seed, "evaluate", number)
+                    )
+                    found = target.score(predictor, "test")
+                for metric, value in found.items():
+                    scores.setdefault(metric, []).append(value)
+                bar.update()
+            seconds = time.perf_counter() - began
+            rows.append(Row(what, name, scores, size.points, size.nbytes, seconds, rules.name))
+    return Evaluation(target.metric, rows, rules.stated())
+
+
+@dataclass(frozen=True)
+class _Rules:
+    """How to train whatever is evaluated: by a published protocol, a given one, or the modality's own."""
+
+    target: Modality
+    name: str | None = None
+    published: Published | None = None
+    given: Protocol | None = None
+    rates: tuple[float, ...] = ()
+
+    @classmethod
+    def of(cls, protocol: str | Protocol | None, target: Modality, learned: Mapping[str, Any]) -> _Rules:
+        if not isinstance(protocol, str):
+            return cls(target, given=protocol)
+        published = target.published_protocol(protocol)
+        rates = published.rates
+        if published.learned_lr:
+            found = learned.get("inner_lr")
+            if not found:
+                raise InputError(
+                    f"protocol {protocol!r} trains with the learning rate that was learned with the summary, which comes with a "
+                    "Result or an Artifact of an objective that learns one: give that, or another protocol."
+                )
+            rates = (statistics.fmean(found if isinstance(found, list) else [found]),)
+        return cls(target, protocol, published, rates=rates)
+
+    @property
+    def learner(self) -> str:
+        if self.published is not None:
+            return self.published.learner
+        return self.target.evaluator or self.target.learners[0]
+
+    def fit(self, batch: Batch, learner: str, *, full: bool, key: tuple[int | str, ...]) -> Predictor:
+        """Train on `batch`; of several learning rates the best on the validation split, each from the same start."""
+        if self.published is None:
+            return self.target.fit(batch, learner, rng=generator(*key), protocol=self.given)
+        rates = self.rates if learner not in self.target.kernels else ()
+        plans = [self.published.on(len(batch), self.target.num_groups, full=full, lr=rate) for rate in rates or (None,)]
+        trained = [
+            self.target.fit(batch, learner, rng=generator(*key), protocol=plan, ridges=self.published.ridges)
+            for plan in plans
+        ]
+        if len(trained) == 1:
+            return trained[0]
+        return max(trained, key=lambda one: self.target.score(one, "validation")[self.target.metric])
+
+    def stated(self) -> dict[str, Any]:
+        """The published rules by name, as JSON-able values."""
+        if self.name is None or self.published is None:
+            return {}
+        return {self.name: json.loads(json.dumps(asdict(self.published)))}
 
 
 class _Subsets:

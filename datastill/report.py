@@ -136,7 +136,7 @@ def _scores(evaluation: dict[str, Any] | None) -> list[Picture | Table]:
         ]
         cells = [
             row["data"],
-            row["learner"],
+            f"{row['learner']} ({row['protocol']})" if row.get("protocol") else row["learner"],
             *shown,
             f"{row['points']:,}",
             f"{row['nbytes']:,}",

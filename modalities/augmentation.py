@@ -39,6 +39,9 @@ class Augmentation:
         brightness: width of the interval of what is added.
         saturation: largest factor of the distance from the grey image (without effect on images of one channel).
         contrast: least factor of the distance from the image's mean; the largest is one more.
+        always: operations of "flip", "color" and "cutout" that are applied at every time, beside one drawn from the rest, in
+            the order flip, color, the drawn one, cutout (IDC).
+        per_image: whether each image has an operation of its own where it has its own parameters (DC on MNIST).
     """
 
     operations: tuple[str, ...] = ()
@@ -50,6 +53,8 @@ class Augmentation:
     brightness: float = 1.0
     saturation: float = 2.0
     contrast: float = 0.5
+    always: tuple[str, ...] = ()
+    per_image: bool = False
 
     def __post_init__(self) -> None:
         for operation in self.operations:
@@ -58,6 +63,10 @@ class Augmentation:
         require(
             len(set(self.operations)) == len(self.operations),
             f"An augmentation operation may be named once only, got {'_'.join(self.operations)!r}.",
+        )
+        require(
+            set(self.always) <= {"flip", "color", "cutout"} & set(self.operations),
+            f"always may hold those of flip, color and cutout that are among the operations, got {self.always!r}.",
         )
         require(0 <= self.flip_probability <= 1, f"flip_probability must be in [0, 1], got {self.flip_probability!r}.")
         require(self.scale_ratio >= 1, f"scale_ratio must be at least 1, got {self.scale_ratio!r}.")
@@ -88,9 +97,24 @@ class Augmentation:
         if not self.operations:
             return images
         rng = generator(seed, "augmentation")
-        operation = self.operations[int(torch.randint(len(self.operations), (), generator=rng))]
-        count = 1 if siamese else len(images)
+        drawn = [operation for operation in self.operations if operation not in self.always]
+        if self.per_image and not siamese:
+            picks = torch.randint(len(drawn), (len(images),), generator=rng).to(images.device)
+            for number, operation in enumerate(drawn):
+                rows = (picks == number).nonzero().squeeze(1)
+                if len(rows):
+                    images = images.index_copy(0, rows, self._apply(operation, images[rows], rng, len(rows)))
+            return images
+        chosen = [drawn[int(torch.randint(len(drawn), (), generator=rng))]] if drawn else []
+        for operation in [
+            *(one for one in ("flip", "color") if one in self.always),
+            *chosen,
+            *(one for one in ("cutout",) if one in self.always),
+        ]:
+            images = self._apply(operation, images, rng, 1 if siamese else len(images))
+        return images
 
+    def _apply(self, operation: str, images: Tensor, rng: torch.Generator, count: int) -> Tensor:
         def uniform() -> Tensor:
             return torch.rand(count, 1, 1, 1, generator=rng, dtype=torch.float64).to(images.device, images.dtype)
 

@@ -7,21 +7,23 @@ Objectives see data through this file only. A new kind of data is one new file b
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Self, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
-from datastill.backbones.base import Kernel, Learner, Predictor, VectorKernel
+from datastill.backbones.base import Kernel, KernelMachine, Learner, Predictor, VectorKernel
 from datastill.backbones.batch import Batch
 from datastill.backbones.infinite import InfiniteReLU
-from datastill.backbones.training import Protocol, train
+from datastill.backbones.ridge import ridge_solve
+from datastill.backbones.training import Centred, Protocol, train
 from datastill.errors import InputError, check_count, require, unknown_name
+from datastill.modalities.published import Published
 from datastill.rng import fork, isolated
 
-__all__ = ["Batch", "Modality", "Size", "Split", "Summary"]
+__all__ = ["Batch", "Modality", "Published", "Size", "Split", "Summary"]
 
 Split: TypeAlias = Literal["validation", "test"]
 
@@ -105,6 +107,10 @@ class Modality(ABC):
     """The learner or kernel that evaluation trains by default; None is the first of `learners`."""
     ridges: ClassVar[tuple[float, ...]] = (1e-6, 1e-4, 1e-2, 1e-1, 1.0)
     """Ridges that `fit` tries for a kernel; the best on the validation split is kept."""
+    kernel_limit: ClassVar[int] = 12_000
+    """Training points, at most, for which evaluation forms the Gram matrix of the full data."""
+    published: ClassVar[Mapping[str, Published]] = {}
+    """The protocols of published tables, by the names that `evaluate(protocol=...)` takes."""
 
     device: torch.device = torch.device("cpu")
     dtype: torch.dtype = torch.float32
@@ -223,14 +229,37 @@ class Modality(ABC):
         """Augmentation for ordinary training, where every point may get a transformation of its own. Default: `augment`."""
         return self.augment(batch, seed)
 
+    def augmenter(self, strategy: bool | str) -> Callable[[Batch, int], Batch]:
+        """The augmentation of ordinary training that `Protocol.augment` names; True is `augment_each`.
+
+        Raises:
+            InputError: for a name that this modality does not have.
+        """
+        if not isinstance(strategy, str):
+            return self.augment_each
+        raise InputError(f"{self.kind} data have no augmentation {strategy!r}; Protocol.augment must be True or False.")
+
     # --- training and scores ------------------------------------------------------------------------------------------
 
     @abstractmethod
     def protocol(self, learner: str) -> Protocol:
         """How evaluation trains the learner of that name."""
 
+    def published_protocol(self, name: str) -> Published:
+        """The protocol of `published` called `name`; an `InputError` suggests the nearest name if there is none."""
+        require(bool(self.published), f"{self.kind} data have no published protocols: leave the protocol {name!r} out.")
+        if name not in self.published:
+            raise unknown_name(f"{self.kind} protocol", name, self.published)
+        return self.published[name]
+
     def fit(
-        self, batch: Batch, learner: str | None = None, *, rng: torch.Generator, protocol: Protocol | None = None
+        self,
+        batch: Batch,
+        learner: str | None = None,
+        *,
+        rng: torch.Generator,
+        protocol: Protocol | None = None,
+        ridges: Sequence[float] = (),
     ) -> Predictor:
         """Train a fresh learner, or a kernel, on `batch` as evaluation does.
 
@@ -239,26 +268,37 @@ class Modality(ABC):
             learner: one of `learners`, `kernels` or `fitted`; None takes the default of evaluation.
             rng: of initialisation, shuffling and dropout.
             protocol: in place of `self.protocol(learner)`; unused by kernels.
+            ridges: in place of `self.ridges`; unused by learners.
         """
         name = learner or self.evaluator or self.learners[0]
         if name in self.kernels:
-            return self.fit_kernel(batch, self.kernel(name))
+            return self.fit_kernel(batch, self.kernel(name), ridges)
+        protocol = protocol or self.protocol(name)
         model = self.learner(name, rng=rng)
         return train(
-            model,
+            Centred(model) if protocol.centred else model,
             batch,
-            loss=self.loss,
-            protocol=protocol or self.protocol(name),
+            loss=self.loss if protocol.loss == "task" else self.squared_loss(protocol.target_scale),
+            protocol=protocol,
             seed=fork(rng),
-            augment=self.augment_each,
+            augment=self.augmenter(protocol.augment),
             validate=lambda predictor: self.score(predictor, "validation")[self.metric],
         )
 
+    def squared_loss(self, scale: float = 1.0) -> Callable[[Tensor, Any], Tensor]:
+        """Half the squared distance of outputs to `scale * encode(targets)`, summed over outputs, a mean over points."""
+        return lambda outputs, targets: 0.5 * (outputs - scale * self.encode(targets)).square().sum(1).mean()
+
     @torch.no_grad()
-    def fit_kernel(self, batch: Batch, kernel: Kernel) -> Predictor:
-        """Ridge regression with the ridge of `ridges` that is best on the validation split."""
+    def fit_kernel(self, batch: Batch, kernel: Kernel, ridges: Sequence[float] = ()) -> Predictor:
+        """Ridge regression with the ridge of `ridges` (or of the modality's) that is best on the validation split."""
         targets = self.encode(batch.targets)
-        machines = [kernel.fit(batch.inputs, targets, ridge) for ridge in self.ridges]
+        gram = kernel(batch.inputs, batch.inputs)
+        machines = [
+            KernelMachine(kernel, batch.inputs, ridge_solve(gram, targets, ridge)) for ridge in ridges or self.ridges
+        ]
+        if len(machines) == 1:
+            return machines[0]
         return max(machines, key=lambda machine: self.score(machine, "validation")[self.metric])
 
     @abstractmethod

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import re
-from collections.abc import Iterator, Sequence
-from typing import Any, cast
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,15 +12,16 @@ from torch.nn import functional as F
 from torch.utils.data import TensorDataset
 
 from datastill.backbones.base import Learner
-from datastill.backbones.convnet import ConvNet, Norm
 from datastill.backbones.kmeans import k_means
-from datastill.backbones.mlp import MLP
 from datastill.backbones.training import Protocol
+from datastill.backbones.vision import build_network, parse_name
 from datastill.errors import InputError, check_count, require, unknown_name
 from datastill.modalities.augmentation import NO_FLIP, Augmentation
 from datastill.modalities.base import Batch, Size, Split
 from datastill.modalities.classification import ClassificationModality
 from datastill.modalities.image_data import LabelledImages, labelled_images, require_hard, split_off
+from datastill.modalities.image_protocols import PUBLISHED, STRATEGIES
+from datastill.modalities.image_protocols import strategy as apply_strategy
 from datastill.modalities.image_scale import PixelScale
 from datastill.modalities.image_storage import STORAGES, make_storage
 from datastill.modalities.image_summary import ImageSummary
@@ -30,16 +30,14 @@ INITS = ("real", "noise", "kmeans")
 _STORAGE_OPTIONS = [option for _, options in STORAGES.values() for option in options]
 _CHUNK = 1024  # held-out images a batch
 _CLUSTERED = 2000  # images of a class, at most, that k-means looks at
-_WIDTH = 32  # filters of "convnet"; a quarter of the published 128 loses little and is many times faster on a CPU
-_NAME = re.compile(r"(convnet|mlp)(?:-d(?P<depth>\d+))?(?:-w(?P<width>\d+))?(?:-(?P<norm>instance|group|none))?")
 
 
 class ImageModality(ClassificationModality):
     """Labelled images of one size.
 
-    Learners are "convnet" (`ConvNet` with instance norm, depth by image size) and "mlp"; their names may carry a
-    depth, a width and a normalisation: "convnet-d3-w128", "convnet-w32-none", "mlp-d1-w256". Kernels see flattened
-    pixels.
+    Learners are "convnet" (`ConvNet` with instance norm, depth by image size) and "mlp", and beside them "lenet", "alexnet",
+    "vgg11" and "resnet18". Names may carry options (`backbones.vision.parse_name`): "convnet-d3-w128",
+    "convnet-w32-none-maxpool", "mlp-d1-w256", "resnet18-bn". Kernels see flattened pixels.
 
     Args:
         data: the training images: a tensor or array (n, h, w) or (n, c, h, w) with `labels`, a pair (images, labels),
@@ -60,6 +58,7 @@ class ImageModality(ClassificationModality):
 
     kind = "image"
     learners = ("convnet", "mlp")
+    published = PUBLISHED
 
     def __init__(
         self,
@@ -135,18 +134,12 @@ class ImageModality(ClassificationModality):
     # --- learners and kernels -----------------------------------------------------------------------------------------
 
     def knows(self, name: str) -> bool:
-        return name in self.kernels or _NAME.fullmatch(name) is not None
+        return name in self.kernels or parse_name(name) is not None
 
     def build(self, name: str) -> Learner:
-        match = _NAME.fullmatch(name)
-        if match is None:
+        if parse_name(name) is None:
             raise unknown_name("image learner", name, self.learners)
-        options: dict[str, Any] = {key: int(match[key]) for key in ("depth", "width") if match[key] is not None}
-        if match[1] == "mlp":
-            require(match["norm"] is None, f"The mlp has no normalisation to choose, got {name!r}.")
-            return MLP(self._train.images[0].numel(), self.num_classes, **options)
-        options.setdefault("width", _WIDTH)
-        return ConvNet(self.shape, self.num_classes, norm=cast(Norm, match["norm"] or "instance"), **options)
+        return build_network(name, self.shape, self.num_classes)
 
     def protocol(self, learner: str) -> Protocol:
         """300 steps of Adam with a cosine schedule, images augmented."""
@@ -163,6 +156,18 @@ class ImageModality(ClassificationModality):
     def augment_each(self, batch: Batch, seed: int) -> Batch:
         """One operation for the whole batch with a parameter for each image."""
         return Batch(self.augmentation(batch.inputs, seed, siamese=False), batch.targets, batch.groups)
+
+    def augmenter(self, strategy: bool | str) -> Callable[[Batch, int], Batch]:
+        """The augmentation of a paper's training by name (`image_protocols.STRATEGIES`); True is `augment_each`.
+
+        None mirrors images unless the modality's own augmentation has "flip".
+        """
+        if not isinstance(strategy, str):
+            return self.augment_each
+        if strategy not in STRATEGIES:
+            raise unknown_name("augmentation strategy", strategy, STRATEGIES)
+        flip = "flip" in self.augmentation.operations
+        return lambda batch, seed: apply_strategy(strategy, batch, seed, flip=flip, classes=self.num_classes)
 
     # --- summaries and native datasets --------------------------------------------------------------------------------
 

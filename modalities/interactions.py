@@ -188,15 +188,21 @@ class InteractionsModality(Modality):
         return Protocol(steps=300, optimizer="adam", lr=1e-3, batch_size=256, schedule="constant", validate_every=20)
 
     def fit(
-        self, batch: Batch, learner: str | None = None, *, rng: torch.Generator, protocol: Protocol | None = None
+        self,
+        batch: Batch,
+        learner: str | None = None,
+        *,
+        rng: torch.Generator,
+        protocol: Protocol | None = None,
+        ridges: Sequence[float] = (),
     ) -> Predictor:
         if learner not in RECOMMENDERS:
-            return super().fit(batch, learner, rng=rng, protocol=protocol)
+            return super().fit(batch, learner, rng=rng, protocol=protocol, ridges=ridges)
         return RECOMMENDERS[learner]().fit(batch.inputs, self.held_out("validation"), seed=fork(rng))
 
-    def fit_kernel(self, batch: Batch, kernel: Kernel) -> Predictor:
-        """Ridge regression with the ridge of `ridges` that is best on the validation split."""
-        machine = InfiniteAutoencoder(kernel=kernel, ridge=self.ridges)
+    def fit_kernel(self, batch: Batch, kernel: Kernel, ridges: Sequence[float] = ()) -> Predictor:
+        """Ridge regression with the ridge of `ridges` (or of the modality's) that is best on the validation split."""
+        machine = InfiniteAutoencoder(kernel=kernel, ridge=ridges or self.ridges)
         return machine.fit(batch.inputs, self.held_out("validation"), targets=self.encode(batch.targets))
 
     def check_split(self, split: Split) -> None:

@@ -115,6 +115,7 @@ def test_as_a_module_and_as_a_command() -> None:
         (("report",), "Needed and not given: run"),
         (("evaluate", "nowhere"), "no datastill bundle"),
         (("evaluate", "nowhere", "--seeds", "0"), "seeds must be at least 1"),
+        (("image", "--data", "digits", "--protocol", "dsaa", "--quiet"), "Did you mean 'dsa'"),
     ],
 )
 def test_a_mistake_is_one_sentence(shell: Shell, arguments: tuple[str, ...], said: str) -> None:
@@ -186,6 +187,9 @@ def test_a_log_is_distilled_scored_and_reported(shell: Shell, logs: Path, tmp_pa
     assert again.evaluation is not None
     assert [row for row in again.evaluation["rows"] if row["learner"] != "nngp"] == stored.evaluation["rows"]
     assert "nngp" in {row["learner"] for row in again.evaluation["rows"]}
+
+    assert shell("evaluate", str(out), "--protocol", "dsa", "--quiet") == 2
+    assert "interactions data have no published protocols" in shell.err
 
     # On other data than those it was distilled from it is refused.
     other = tmp_path / "other.csv"

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import statistics
+from typing import Any
 
 import pytest
 import torch
 
+from datastill.backbones.training import Protocol
 from datastill.checks.toy import ToyModality, ToySummary
 from datastill.errors import InputError
 from datastill.evaluation import Evaluation, Row, evaluate
 from datastill.loop import distill
+from datastill.modalities.base import Published, Split
 from datastill.objectives.kernel_ridge import KernelRidge
+from datastill.objectives.meta_model import UnrolledTraining
 from datastill.rng import generator
 
 
@@ -95,3 +100,88 @@ def test_refusals() -> None:
         evaluate(summary, modality, learners=["liner"])
     with pytest.raises(InputError, match="seeds must be an integer of at least 1"):
         evaluate(summary, modality, seeds=0)
+
+
+PUBLISHED = {
+    "paper": Published(paper="", learner="mlp", training=Protocol(steps=30, lr=0.05, loss="squared", target_scale=2.0)),
+    "learned": Published(paper="", learner="mlp", training=Protocol(steps=3), learned_lr=True),
+    "searched": Published(paper="", learner="mlp", training=Protocol(steps=20), rates=(1e-6, 0.05)),
+    "krr": Published(paper="", learner="ntk", ridges=(1e-6,)),
+}
+
+
+class Paper(ToyModality):
+    published = PUBLISHED
+    kernel_limit = 50
+
+
+def test_published_protocols_by_name() -> None:
+    modality = Paper()
+    dataset = modality.subset([3, 3, 3], rng=generator("eval"))
+    found = evaluate(dataset, modality, protocol="paper", seeds=1, progress=False)
+    assert [(row.data, row.learner) for row in found.rows] == [
+        (data, "mlp") for data in ("summary", "random subset", "full data")
+    ]
+    predictor = modality.fit(
+        modality.read(dataset),
+        "mlp",
+        rng=generator(0, "evaluate", 0),
+        protocol=Protocol(steps=30, lr=0.05, loss="squared", target_scale=2.0),
+    )
+    assert found.rows[0].scores["accuracy"] == [modality.score(predictor, "test")["accuracy"]]
+    stored = json.loads(json.dumps(found.to_json()))
+    assert {row["protocol"] for row in stored["rows"]} == {"paper"}
+    assert stored["rules"]["paper"]["training"]["target_scale"] == 2.0
+    with pytest.raises(InputError, match=r"Unknown toy protocol 'papper'. Did you mean 'paper'"):
+        evaluate(dataset, modality, protocol="papper")
+
+
+def test_kernel_ridge_by_hand() -> None:
+    modality = Paper()
+    dataset = modality.subset([2, 2, 2], rng=generator("eval"))
+    found = evaluate(dataset, modality, protocol="krr", seeds=1, progress=False)
+    assert [row.data for row in found.rows] == ["summary", "random subset"]  # 60 points of full data are too many here
+    kernel, batch = modality.kernel("ntk"), modality.read(dataset)
+    gram = kernel(batch.inputs, batch.inputs).double()
+    labels = torch.eye(3, dtype=torch.float64)[batch.targets] - 1 / 3
+    weights = torch.linalg.inv(gram + 1e-6 * gram.trace() / 6 * torch.eye(6)) @ labels
+    (held,) = modality.held_out("test")
+    right = (kernel(held.inputs, batch.inputs).double() @ weights).argmax(1) == held.targets
+    assert found.rows[0].scores["accuracy"] == [pytest.approx(float(right.double().mean()))]
+
+
+def test_a_learned_rate_comes_with_the_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    modality = Paper()
+    summary = modality.summary([1, 1, 1], rng=generator("eval"))
+    with pytest.raises(InputError, match="learning rate that was learned with the summary"):
+        evaluate(summary, modality, protocol="learned")
+    objective = UnrolledTraining(inner_steps=2, inner_lr=0.25, learn_lr=False, lr_per_step=False, real_size=None)
+    result = distill(modality, summary, objective, steps=1, progress=False)
+    used: list[float] = []
+    original = modality.fit
+
+    def fit(*given: Any, **named: Any) -> Any:
+        used.append(named["protocol"].lr)
+        return original(*given, **named)
+
+    monkeypatch.setattr(modality, "fit", fit)
+    evaluate(result, protocol="learned", seeds=1, progress=False)
+    assert used == pytest.approx([0.25] * 3)
+
+
+def test_rates_are_chosen_on_validation(monkeypatch: pytest.MonkeyPatch) -> None:
+    modality = Paper()
+    scored: list[Split] = []
+    original = modality.score
+
+    def score(predictor: Any, split: Split) -> dict[str, float]:
+        scored.append(split)
+        return original(predictor, split)
+
+    monkeypatch.setattr(modality, "score", score)
+    full = modality.read(modality.subset([20, 20, 20], rng=generator("eval")))
+    data = (full.inputs, full.targets)
+    found = evaluate(data, modality, protocol="searched", seeds=1, baselines=False, progress=False)
+    assert scored == ["validation", "validation", "test"]
+    good = modality.fit(full, "mlp", rng=generator(0, "evaluate", 0), protocol=Protocol(steps=20, lr=0.05))
+    assert found.rows[0].scores["accuracy"] == [original(good, "test")["accuracy"]]

@@ -88,7 +88,8 @@ def test_twice_differentiable_in_parameters_and_images() -> None:
         ({"depth": 4}, "depth of at most 3"),
         ({"depth": 0}, "depth must be"),
         ({"width": 0}, "width must be"),
-        ({"norm": "batch"}, "norm must be one of instance, group, none"),
+        ({"norm": "power"}, "norm must be one of instance, group, layer, batch, none"),
+        ({"pool": "min"}, "pool must be one of avg, max, none"),
     ],
 )
 def test_bad_arguments(arguments: dict[str, object], words: str) -> None:
