@@ -37,6 +37,9 @@ class Recipe:
         validation_seeds: trainings a validation.
         select_on: "summary" or "export".
         overrides: other values of any of these fields, by kind of data.
+        published: the paper's scores in percent by dataset and points a class (or other budget), such as
+            `{"MNIST": {1: 89.7}}`.
+        protocol: the modality's published protocol that they were scored by, a name that `evaluate` takes.
     """
 
     name: str
@@ -59,6 +62,8 @@ class Recipe:
     validation_seeds: int = 1
     select_on: Literal["summary", "export"] = "summary"
     overrides: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    published: Mapping[str, Mapping[int, float]] = field(default_factory=dict)
+    protocol: str | None = None
 
     def on(self, kind: str) -> Recipe:
         """This recipe as it is for `kind` of data.
@@ -120,9 +125,23 @@ class RecipeBook(Mapping[str, Recipe]):
         return self[self.defaults[kind]].on(kind)
 
     def table(self) -> str:
-        """All recipes as a text table."""
-        rows = [("recipe", "for", "objective", "what it is", "paper")]
-        rows += [(r.name, ", ".join(r.modalities), r.objective or "-", r.title, r.paper or "-") for r in self.values()]
-        widths = [max(len(row[column]) for row in rows) for column in range(5)]
+        """All recipes as a text table, with published scores at 1, 10 and 50 images a class."""
+        datasets, budgets = ("MNIST", "CIFAR-10"), (1, 10, 50)
+        head = ("recipe", "for", "objective", "summary", "learner", *(f"{name} 1/10/50" for name in datasets), "paper")
+        rows = [head]
+        most = len(self.defaults)  # every kind of data has a default
+        for recipe in self.values():
+            figures = []
+            for dataset in datasets:
+                scores = recipe.published.get(dataset, {})
+                figures.append(
+                    " / ".join(f"{scores[n]:.1f}" if n in scores else "-" for n in budgets) if scores else ""
+                )
+            options = ", ".join(f"{name}={value}" for name, value in recipe.summary.items() if isinstance(value, str))
+            learner = str(recipe.settings.get("kernel") or recipe.settings.get("learner") or "")
+            kinds = "all" if len(recipe.modalities) == most else ", ".join(recipe.modalities)
+            about = recipe.paper or recipe.title
+            rows.append((recipe.name, kinds, recipe.objective or "-", options, learner, *figures, about))
+        widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
         lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
         return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])

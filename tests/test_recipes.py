@@ -7,6 +7,7 @@ import pytest
 from datastill import recipes, registry
 from datastill.condense.common import find_recipe
 from datastill.errors import InputError
+from datastill.modalities.image_protocols import PUBLISHED
 from datastill.objectives.coresets import METHODS
 from datastill.recipe import Recipe
 
@@ -71,3 +72,21 @@ def test_refusals_suggest() -> None:
 def test_table_lists_all() -> None:
     table = recipes.table()
     assert all(name in table for name in recipes)
+    (line,) = (line for line in table.splitlines() if line.startswith("dm "))
+    cells = [cell for cell in line.split("  ") if cell]
+    assert [cell.strip() for cell in cells] == [
+        "dm",
+        "all",
+        "distribution-matching",
+        "89.7 / 97.5 / 98.6",
+        "26.0 / 48.9 / 63.0",
+        "Zhao & Bilen, WACV 2023, arXiv 2110.04181",
+    ]
+    assert "- / 79.5 / -" in table  # DD has ten images a class only
+
+
+def test_published_scores_name_a_protocol_of_images() -> None:
+    for name, recipe in recipes.items():
+        assert recipe.protocol is None or recipe.protocol in PUBLISHED
+        for scores in recipe.published.values():
+            assert all(budget in (1, 10, 50) and 10 < score < 100 for budget, score in scores.items()), name
