@@ -21,9 +21,10 @@ import os
 import re
 import shutil
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import safetensors.torch
 import torch
@@ -114,6 +115,11 @@ def read_bundle(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[s
     raise ArtifactError(f"{target} is being rewritten too often to be read; try again later.")
 
 
+def locate(path: str | os.PathLike[str]) -> Path:
+    """The folder in which the files of the bundle at `path` lie now, for those that are mapped rather than read."""
+    return _present(Path(path))
+
+
 def has_bundle(path: str | os.PathLike[str]) -> bool:
     """Whether `read_bundle` finds a bundle at `path` (which may turn out to be damaged)."""
     return (_present(Path(path)) / MANIFEST).is_file()
@@ -132,11 +138,16 @@ def _read(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     manifest = _read_manifest(folder)
     data = b""
     for name, entry in manifest["files"].items():
-        content = _open_file(folder, name, expected=entry["bytes"])
-        if hashlib.sha256(content).hexdigest() != entry["sha256"]:
+        with _open_file(folder, name, expected=entry["bytes"]) as file:
+            digest = hashlib.sha256()
+            if name == DATA:
+                data = file.read(entry["bytes"])
+                digest.update(data)
+            else:  # it may be larger than memory
+                while block := file.read(2**20):
+                    digest.update(block)
+        if digest.hexdigest() != entry["sha256"]:
             raise ArtifactError(f"{folder / name} is corrupted: its checksum is not the one in the manifest.")
-        if name == DATA:
-            data = content
     try:
         tensors, meta = safetensors.torch.load(data), decode(manifest["meta"], META_MARK, {})
     except Exception as error:  # a parser of foreign bytes may raise anything; callers are promised one exception
@@ -147,8 +158,9 @@ def _read(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:
-    raw = _open_file(folder, MANIFEST)
     where = folder / MANIFEST
+    with _open_file(folder, MANIFEST) as file:
+        raw = file.read()
     try:
         manifest = json.loads(raw)
         canonical = _to_bytes(manifest)
@@ -179,8 +191,9 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def _open_file(folder: Path, name: str, expected: int | None = None) -> bytes:
-    """The content of a regular file in `folder`, read only if it has the `expected` size."""
+@contextmanager
+def _open_file(folder: Path, name: str, expected: int | None = None) -> Iterator[BinaryIO]:
+    """A regular file in `folder` to be read, if it has the `expected` size."""
     path = folder / name
     try:
         # O_NOFOLLOW refuses links; O_NONBLOCK keeps a named pipe from blocking before it is found not to be a file.
@@ -195,7 +208,7 @@ def _open_file(folder: Path, name: str, expected: int | None = None) -> bytes:
                 raise ArtifactError(
                     f"{path} has {found.st_size} bytes where the manifest says {expected}: it was cut or changed."
                 )
-            return file.read(found.st_size)
+            yield file
     except OSError as error:
         reason = "a link, which is refused" if path.is_symlink() else f"not readable ({error.strerror or error})"
         raise ArtifactError(f"{path} is {reason}; is {folder} a datastill bundle?") from error

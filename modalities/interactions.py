@@ -23,8 +23,8 @@ from datastill.errors import InputError, check_count, require, unknown_name
 from datastill.modalities.base import Batch, Modality, Size, Split
 from datastill.modalities.interactions_init import cluster_means
 from datastill.modalities.interactions_io import read_interactions
-from datastill.modalities.interactions_log import Splits, distinct, k_core, split_log
 from datastill.modalities.interactions_rows import Held, entries, hide
+from datastill.modalities.interactions_store import Splits, blocks_of
 from datastill.modalities.interactions_summary import TEMPERATURE, InteractionsSummary
 from datastill.modalities.interactions_table import Interactions
 from datastill.rng import fork
@@ -50,7 +50,7 @@ class InteractionsModality(Modality):
     items are averaged. Keys: hr@10, ndcg@10, hr@100, ndcg@100.
 
     Args:
-        splits: as `split_log` gives them.
+        splits: as `read_interactions` gives them.
         holdout: fraction of a real user's items that `real(size)` hides, in [0, 1): a user with n >= 2 items has
             max(1, round(holdout * n)) hidden. 0 hides nothing: the input row is the target, as in Distill-CF.
         width: hidden units of the finite autoencoder.
@@ -81,28 +81,19 @@ class InteractionsModality(Modality):
         cls,
         logs: Any,
         *,
-        validation: float = 0.1,
-        test: float = 0.1,
-        split: str = "random",
-        core: int = 1,
-        duplicates: str = "once",
-        seed: int = 0,
         holdout: float = 0.2,
         width: int = 256,
         chunk: int = 1024,
-        **columns: Any,
+        **options: Any,
     ) -> InteractionsModality:
         """Read, clean and split logs.
 
         Args:
-            logs: anything that `read_interactions` takes; `columns` are its options.
-            validation, test, split, seed: see `split_log` (`split` is its `order`).
-            core: every user and item keeps at least this many interactions, see `k_core`.
-            duplicates: "once" or "refuse", see `distinct`.
+            logs: files, tables or a sparse matrix, see `read_interactions`.
             holdout, width, chunk: see the class.
+            options: of `read_interactions`.
         """
-        log = k_core(distinct(read_interactions(logs, **columns), duplicates), core)  # type: ignore[arg-type]
-        splits = split_log(log, validation=validation, test=test, order=split, seed=seed)  # type: ignore[arg-type]
+        splits = read_interactions(logs, **options)
         return cls(splits, holdout=holdout, width=width, chunk=chunk)
 
     # --- the target dataset -------------------------------------------------------------------------------------------
@@ -135,9 +126,11 @@ class InteractionsModality(Modality):
     def fingerprint(self) -> str:
         digest = hashlib.sha256()
         for ids in (self.splits.user_ids, self.splits.item_ids):
-            digest.update("\x1f".join(map(str, ids.tolist())).encode() + b"\x1e")
+            digest.update("\x1f".join(map(str, ids[:].tolist())).encode() + b"\x1e")
         for part in (self.splits.train, self.splits.validation, self.splits.test):
-            digest.update(part.indptr.astype("<i8").tobytes() + part.indices.astype("<i8").tobytes())
+            digest.update(part.indptr.astype("<i8").tobytes())
+            for rows in blocks_of(part):
+                digest.update(rows.indices.astype("<i8").tobytes())
         return digest.hexdigest()
 
     # --- learners and kernels -----------------------------------------------------------------------------------------
@@ -222,14 +215,15 @@ class InteractionsModality(Modality):
         Raises:
             InputError: an unknown split, or one without interactions.
         """
-        context, wanted = self.splits.train, self.splits.validation
-        if split == "test":
-            context, wanted = context + wanted, self.splits.test
-        elif split != "validation":
+        if split not in ("validation", "test"):
             raise unknown_name("split", split, ("validation", "test"))
+        wanted = self.splits.validation if split == "validation" else self.splits.test
         require(wanted.nnz > 0, f"There are no {split} interactions; make some with {split}=0.1 or a split column.")
         users = np.flatnonzero(np.diff(wanted.indptr))
-        return Holdout(self._placed(context[users]), self._placed(wanted[users]), self.metric, self.chunk)
+        context = self.splits.train[users]
+        if split == "test":
+            context = context + self.splits.validation[users]
+        return Holdout(self._placed(context), self._placed(wanted[users]), self.metric, self.chunk)
 
     def _placed(self, rows: sp.csr_matrix) -> SparseRows:
         """Users on `device` and in `dtype`."""

@@ -1,263 +1,209 @@
-"""Reading recommender logs: files (parquet, CSV, TSV, RecBole .inter), tables in memory, sparse matrices."""
+"""Reading recommender logs: from files, tables and matrices to users' items, split, with ids mapped, in memory or on disk."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
+import shutil
+import tempfile
+import weakref
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from datastill.errors import InputError, load_extra, require
-from datastill.modalities.interactions_columns import check_finite, to_ids, to_numbers, to_parts, to_times
-from datastill.modalities.interactions_log import Log
+from datastill.bundle import has_bundle
+from datastill.errors import InputError, check_count, require
+from datastill.modalities.interactions_coded import CodedLog
+from datastill.modalities.interactions_log import TEST, TRAIN, VALIDATION, Log, SplitRule, distinct, k_core
+from datastill.modalities.interactions_store import Shard, ShardFolder, Splits, in_memory, open_store, read_meta
 
-TEXT_ENDINGS = (".csv", ".tsv", ".inter")
-_COMPRESSED = (".gz", ".zst")
-_KNOWN = {
-    "user": ("userid", "user", "uid", "useridx", "visitorid", "customerid", "reviewerid"),
-    "item": (
-        "itemid",
-        "item",
-        "iid",
-        "itemidx",
-        "movieid",
-        "productid",
-        "asin",
-        "parentasin",
-        "trackid",
-        "songid",
-        "artistid",
-    ),
-    "time": ("timestamp", "time", "datetime", "date", "ts"),
-    "rating": ("rating", "ratings", "score", "stars"),
-}
+LOADED = 2**24
+"""Logs with more pairs than this stay on disk."""
+SHARD_ROWS = 2**20
 
 
 def read_interactions(
     logs: Any,
     *,
-    user_column: str | None = None,
-    item_column: str | None = None,
-    rating_column: str | None = None,
-    min_rating: float | None = None,
-    time_column: str | None = None,
-    split_column: str | None = None,
-) -> Log:
-    """Read logs into memory, with ids mapped to positions.
+    validation: float = 0.1,
+    test: float = 0.1,
+    split: str = "random",
+    core: int = 1,
+    duplicates: str = "once",
+    unseen: str = "keep",
+    seed: int = 0,
+    store: str | Path | None = None,
+    memory: str = "400MB",
+    **columns: Any,
+) -> Splits:
+    """Read, clean and split logs of any size.
+
+    DuckDB maps the ids and brings rows together by user, out of core; everything after that works on a million rows at a
+    time. Logs of more than `LOADED` pairs stay on disk, as shards that are mapped into memory.
 
     Args:
-        logs: a path, a folder, a glob pattern or a list of paths of .parquet, .csv, .tsv and .inter files (the text ones with
-            a header, possibly ending in .gz or .zst); a pandas, polars or Arrow table; a mapping of column names to arrays;
-            an `Interactions` table; or a SciPy sparse matrix (users, items), whose stored non-zeros are interactions and, if
-            `min_rating` is given, ratings.
-        user_column, item_column: names of the id columns; None finds the usual ones (user_id, userId, user, item_id, movieId
-            ...; capitals, underscores and RecBole's ":token" do not matter). Ids are strings or integers that are not negative.
-        rating_column: used with `min_rating` only; None finds the usual ones.
-        min_rating: keep interactions rated at least this much; None keeps all, whatever their rating.
-        time_column: numbers or dates, needed for splits by time only; None finds the usual ones.
-        split_column: "train", "validation" (or "valid", "val", "dev") or "test" for each interaction; None has no such column.
-
-    Returns:
-        The interactions in their order, repeated ones included. Ids in text files are integers if all of them are written
-        as such (no sign, no leading zero), else strings.
+        logs: see `Source`.
+        validation, test, split, seed: see `SplitRule` (`split` is its `order`).
+        core: every user and item keeps at least this many interactions, see `k_core`.
+        duplicates: of a (user, item) pair: "once" keeps one, see `distinct`; "refuse" is an error.
+        unseen: of held-out items that nobody has in training, which no recommender can find: "keep" scores them as misses,
+            "drop" takes these interactions away, "refuse" is an error that names one.
+        store: a folder for the log in its final form, which is found there the next time; None keeps it in memory, or for a
+            large log in a temporary folder for as long as it is used.
+        memory: what DuckDB may take.
+        columns: names of columns, and `min_rating`: see `CodedLog`.
 
     Raises:
-        InputError: unreadable or empty logs, missing columns, unusable ids or ratings, nothing rated highly enough.
-        MissingExtraError: files need the package duckdb.
+        InputError: logs that cannot be read or used; an option out of range; a store that holds something else.
+        ArtifactError: a damaged file of the store, which is named.
+        MissingExtraError: without the packages duckdb and pyarrow.
     """
-    if hasattr(logs, "tocoo"):
-        named = {"user_column": user_column, "item_column": item_column, "rating_column": rating_column}
-        named |= {"time_column": time_column, "split_column": split_column}
-        given = [name for name, value in named.items() if value is not None]
-        require(not given, f"A sparse matrix has no columns to name, but {', '.join(given)} was given.")
-        return _from_matrix(logs, min_rating)
-    if rating_column is not None and min_rating is None:
-        raise InputError("rating_column is used with min_rating only; give min_rating, or leave rating_column out.")
-    source = _open(logs)
-    user = source.find("user", user_column)
-    item = source.find("item", item_column)
-    rating = None if min_rating is None else source.find("rating", rating_column)
-    time = source.find("time", time_column, needed=time_column is not None)
-    split = None if split_column is None else source.find("split", split_column)
-    columns = source.fetch([name for name in (user, item, rating, time, split) if name is not None])
-    if not len(columns[user]):
-        raise InputError("The logs hold no interactions: the table is empty.")
-    users, user_ids = to_ids(columns[user], user, source.text)
-    items, item_ids = to_ids(columns[item], item, source.text)
-    times = None if time is None else to_times(columns[time], time)
-    parts = None if split is None else to_parts(columns[split], split)
-    log = Log(users, items, user_ids, item_ids, times, parts)
-    return log if rating is None else _rated(log, to_numbers(columns[rating], rating), rating, min_rating)
+    check_count("core", core)
+    require(duplicates in ("once", "refuse"), f"duplicates must be 'once' or 'refuse', got {duplicates!r}.")
+    require(unseen in ("keep", "drop", "refuse"), f"unseen must be 'keep', 'drop' or 'refuse', got {unseen!r}.")
+    rule = SplitRule(validation, test, split, seed)  # type: ignore[arg-type]
+    path = None if store is None else Path(store)
+    work = None if path is None else path.resolve().with_name(f".{path.name}.work")
+    coded = CodedLog(logs, timed=split == "time", folder=work, memory=memory, **columns)
+    if split == "time" and not coded.has_times:
+        coded.close()
+        raise InputError("split='time' needs a column of times; name it with time_column, or use split='random'.")
+    chosen = {"rule": repr(rule), "core": core, "duplicates": duplicates, "unseen": unseen}
+    identity = {"source": coded.source.identity, "columns": repr(sorted(columns.items())), **chosen}
+    if path is not None and coded.source.identity is not None and has_bundle(path):
+        coded.close()
+        return _reopen(path, identity)
+    with coded:
+        return _Preparation(coded, rule, core, duplicates, unseen).run(path, identity)
 
 
-# --- sources ----------------------------------------------------------------------------------------------------------
-
-
-class _Table:
-    """Columns in memory."""
-
-    text = False
-
-    def __init__(self, names: Sequence[Any], column: Any) -> None:
-        self.names = {str(name): name for name in names}
-        self.column = column
-
-    def find(self, role: str, name: str | None, *, needed: bool = True) -> Any:
-        """The name of the column that plays `role`, as given or as found; None if it is neither needed nor there."""
-        present = ", ".join(map(str, self.names)) or "none"
-        if name is not None:
-            plain = {re.sub(r":[a-z_]+$", "", known): known for known in self.names}
-            if name in self.names or name in plain:
-                return name if name in self.names else plain[name]
-            raise InputError(f"{role}_column={name!r} is not a column of the logs; there are: {present}.")
-        usual = [known for known in self.names if _plain(known) in _KNOWN.get(role, ())]
-        if len(usual) == 1:
-            return usual[0]
-        if not needed:
-            return None
-        if usual:
-            raise InputError(
-                f"The logs have several columns for {role}: {', '.join(usual)}; choose with {role}_column."
-            )
+def _reopen(path: Path, identity: dict[str, Any]) -> Splits:
+    meta = read_meta(path)
+    other = sorted(name for name in identity if meta.get("identity", {}).get(name) != identity[name])
+    if other:
         raise InputError(
-            f"The logs have no column that looks like {role}; name it with {role}_column. There are: {present}."
+            f"store={str(path)!r} holds logs that were read from other files or with other options (they differ in: "
+            f"{', '.join(other)}); delete it, or choose another folder."
         )
+    return open_store(path, meta, mapped=meta["pairs"] > LOADED)
 
-    def fetch(self, names: Sequence[str]) -> dict[str, np.ndarray]:
-        """The columns by name; missing values are NaN, NaT, None or masked."""
-        found = {name: np.asarray(self.column(self.names[name])) for name in names}
-        if len({len(column) for column in found.values()}) > 1:
-            lengths = ", ".join(f"{name} has {len(column)}" for name, column in found.items())
-            raise InputError(f"The columns of the logs must have equal lengths, but {lengths}.")
+
+class _Preparation:
+    """From a coded log to splits."""
+
+    def __init__(self, coded: CodedLog, rule: SplitRule, core: int, duplicates: str, unseen: str) -> None:
+        self.coded, self.rule, self.core, self.duplicates, self.unseen = coded, rule, core, duplicates, unseen
+        self.users = np.ones(len(coded.user_ids), dtype=bool)
+        self.items = np.ones(len(coded.item_ids), dtype=bool)
+        self.totals = np.zeros(3, dtype=np.int64)
+        self.lost = np.zeros(len(coded.item_ids), dtype=bool)
+
+    def run(self, path: Path | None, identity: dict[str, Any]) -> Splits:
+        self._check_items()
+        if self.core > 1:
+            self.users, self.items = self._core()
+            self._check_items()
+        if self.unseen != "keep":
+            self._settle_unseen()
+        user_ids, item_ids = self.coded.user_ids[self.users], self.coded.item_ids[self.items & ~self.lost]
+        large = int(self.coded.counts.sum()) > LOADED
+        if path is None and not large:
+            shards = list(self._shards())
+            self._check_parts()
+            return in_memory(shards, user_ids, item_ids)
+        folder = ShardFolder(self.coded.folder)
+        for shard in self._shards():
+            folder.add(shard)
+        self._check_parts()
+        pairs = int(self.totals.sum())
+        temporary = path is None
+        path = path or Path(tempfile.mkdtemp(prefix="datastill-")) / "log"
+        folder.store(path, user_ids, item_ids, {"identity": identity, "pairs": pairs})
+        found = open_store(path, read_meta(path), mapped=pairs > LOADED)
+        if temporary:
+            weakref.finalize(found.train, shutil.rmtree, path.parent, ignore_errors=True)
         return found
 
-
-class _Files(_Table):
-    """Columns of files, read by DuckDB. Text is read as strings, so that an id like 007 stays what it is."""
-
-    def __init__(self, paths: list[str], ending: str) -> None:
-        self.duckdb = load_extra("duckdb", "interactions")
-        self.connection = self.duckdb.connect(config={"autoinstall_known_extensions": "false"})
-        self.text = ending in TEXT_ENDINGS
-        self.paths = paths
-        if ending == ".parquet":
-            self.scan = "read_parquet($paths, union_by_name = true)"
-        else:
-            # skip = 0: without it DuckDB passes over whatever first lines do not look like the others.
-            dialect = {
-                ".csv": "delim = ',', quote = '\"'",
-                ".tsv": "delim = '\t', quote = '\"'",
-                ".inter": "delim = '\t', quote = ''",
-            }
-            options = f"header = true, all_varchar = true, skip = 0, union_by_name = true, {dialect[ending]}"
-            self.scan = f"read_csv($paths, {options})"
-        described = self._run(f"DESCRIBE SELECT * FROM {self.scan}").fetchall()
-        super().__init__([row[0] for row in described], None)
-
-    def fetch(self, names: Sequence[str]) -> dict[str, np.ndarray]:
-        quoted = ", ".join('"' + name.replace('"', '""') + '"' for name in dict.fromkeys(names))
-        found = self._run(f"SELECT {quoted} FROM {self.scan}").fetchnumpy()
-        return {name: found[name] for name in names}
-
-    def _run(self, query: str) -> Any:
-        try:
-            return self.connection.execute(query, {"paths": self.paths})
-        except self.duckdb.Error as error:
-            reason = " ".join(str(error).split("\n\n")[0].split())[:300].rstrip(". ")
-            raise InputError(f"The logs could not be read ({_some(self.paths)}): {reason}.") from error
-
-
-def _open(logs: Any) -> _Table:
-    if isinstance(logs, str | Path) or (
-        isinstance(logs, list | tuple) and all(isinstance(p, str | Path) for p in logs)
-    ):
-        paths = _paths(logs)
-        endings = {_ending(path) for path in paths}
-        if len(endings) > 1:
-            raise InputError(f"The logs must be files of one kind, got {', '.join(sorted(endings))}.")
-        return _Files([str(path) for path in paths], endings.pop())
-    if isinstance(logs, Mapping):
-        return _Table(list(logs), lambda name: logs[name])
-    if callable(getattr(logs, "columns", None)):  # Interactions
-        columns = logs.columns()
-        return _Table(list(columns), lambda name: columns[name])
-    if hasattr(logs, "column_names"):  # Arrow
-        return _Table(logs.column_names, lambda name: logs.column(name).to_numpy())
-    if hasattr(logs, "columns") and hasattr(logs, "__getitem__"):  # pandas, polars
-        return _Table(list(logs.columns), lambda name: logs[name].to_numpy())
-    raise InputError(
-        "logs must be a path, a list of paths, a pandas, polars or Arrow table, a mapping of columns, or a SciPy sparse "
-        f"matrix; got {type(logs).__name__}."
-    )
-
-
-def _paths(logs: Any) -> list[Path]:
-    found: list[Path] = []
-    for given in [logs] if isinstance(logs, str | Path) else logs:
-        path = Path(given)
-        if path.is_dir():
-            inside = sorted(file for file in path.iterdir() if file.is_file() and _known_ending(file))
-            require(bool(inside), f"The folder {path} holds no .parquet, .csv, .tsv or .inter file.")
-            found += inside
-        elif path.is_file():
-            found.append(path)
-        else:
-            matches = sorted(
-                file for file in Path(path.anchor or ".").glob(str(path.relative_to(path.anchor))) if file.is_file()
-            )
-            require(bool(matches), f"There is no file {str(given)!r}; check the path of the logs.")
-            found += matches
-    require(bool(found), "logs is an empty list of files; give at least one.")
-    for path in found:
+    def _check_items(self) -> None:
+        items = int(self.items.sum())
         require(
-            _known_ending(path),
-            f"logs must be .parquet, .csv, .tsv or .inter files (.gz and .zst allowed), got {path}.",
+            items >= 2,
+            f"The log has {items} item; recommending needs at least 2 distinct items: check item_column.",
         )
-        require(path.stat().st_size > 0, f"The file {path} is empty (0 bytes).")
-    return found
 
+    def _check_parts(self) -> None:
+        if not self.totals[TRAIN]:
+            raise InputError("The log has no training interactions: its split column marks every row as held out.")
+        if not self.totals[VALIDATION]:
+            raise InputError("No user has 3 distinct items, so nothing can be held out to choose a summary by.")
 
-def _ending(path: Path) -> str:
-    name = path.with_suffix("") if path.suffix.lower() in _COMPRESSED else path
-    return name.suffix.lower()
+    # --- passes over the log ------------------------------------------------------------------------------------------
 
+    def _distinct(self) -> Iterator[Log]:
+        for log in self.coded.chunks(SHARD_ROWS):
+            once = distinct(log)
+            if self.duplicates == "refuse" and len(once) < len(log):
+                self._refuse_repeats(log)
+            yield once
 
-def _known_ending(path: Path) -> bool:
-    return _ending(path) in TEXT_ENDINGS or path.suffix.lower() == ".parquet"
-
-
-def _from_matrix(logs: Any, min_rating: float | None) -> Log:
-    entries = logs.tocoo()
-    values = np.asarray(entries.data, dtype=np.float64)
-    check_finite(values, "the matrix")
-    stored = values != 0
-    users, items, values = entries.row[stored].astype(np.int64), entries.col[stored].astype(np.int64), values[stored]
-    if not len(users):
-        raise InputError("The logs hold no interactions: the matrix has no non-zero entry.")
-    log = Log(users, items, np.arange(logs.shape[0]), np.arange(logs.shape[1]))
-    if min_rating is not None:
-        return _rated(log, values, "matrix", min_rating)
-    require(
-        bool((values > 0).all()),
-        "The matrix has negative entries; give min_rating to say from which value on an entry is an interaction.",
-    )
-    return log.keep(np.ones(len(users), dtype=bool))
-
-
-def _rated(log: Log, ratings: np.ndarray, name: str, least: float | None) -> Log:
-    chosen = ratings >= least
-    if not chosen.any():
+    def _refuse_repeats(self, log: Log) -> None:
+        order = np.lexsort((log.items, log.users))
+        users, items = log.users[order], log.items[order]
+        at = int(np.flatnonzero((users[1:] == users[:-1]) & (items[1:] == items[:-1]))[0])
+        user, item = self.coded.user_ids[users[at]], self.coded.item_ids[items[at]]
         raise InputError(
-            f"min_rating={least} leaves no interaction: the ratings in {name!r} go from {ratings.min()} to {ratings.max()}."
+            f"The log has repeated (user, item) pairs, the first being ({user}, {item}); duplicates='once' keeps one of each."
         )
-    return log.keep(chosen)
+
+    def _core(self) -> tuple[np.ndarray, np.ndarray]:
+        files: list[tuple[Path, Path]] = []
+        for number, log in enumerate(self._distinct()):
+            pair = (self.coded.folder / f"users-{number}.npy", self.coded.folder / f"items-{number}.npy")
+            for file, column in zip(pair, (log.users, log.items)):
+                np.save(file, column)
+            files.append(pair)
+        chunks: Callable[[], Iterator[Any]] = lambda: (tuple(np.load(file) for file in pair) for pair in files)  # noqa: E731
+        return k_core(chunks, len(self.users), len(self.items), self.core)
+
+    def _split(self) -> Iterator[tuple[Log, np.ndarray]]:
+        """Users who stay, every pair once, and the part of each interaction."""
+        marks = self.coded.any_in(VALIDATION)
+        for log in self._distinct():
+            inside = self.users[log.users] & self.items[log.items]
+            kept = log if inside.all() else log.keep(inside)
+            parts = self.rule.parts(kept, marks)
+            found = ~self.lost[kept.items]
+            yield (kept, parts) if found.all() else (kept.keep(found), parts[found])
+
+    def _settle_unseen(self) -> None:
+        trained = np.zeros(len(self.items), dtype=bool)
+        for log, parts in self._split():
+            trained[log.items[parts == TRAIN]] = True
+        lost = self.items & ~trained
+        if self.unseen == "refuse" and lost.any():
+            raise InputError(
+                f"{int(lost.sum())} held-out items occur in no training interaction, the first being "
+                f"{self.coded.item_ids[lost][:1].tolist()[0]!r}; unseen='keep' scores them as misses, 'drop' leaves them out."
+            )
+        self.lost = lost
+
+    def _shards(self) -> Iterator[Shard]:
+        """The splits of all users, in final positions."""
+        item_at = np.cumsum(self.items & ~self.lost) - 1
+        user_at = np.cumsum(self.users) - 1
+        done, low = int(self.users.sum()), 0
+        for log, parts in self._split():
+            if not len(log):
+                continue
+            users, items = user_at[log.users], item_at[log.items].astype(np.int32)
+            high = int(users[-1]) + 1
+            counts = np.stack([np.bincount(users[parts == part] - low, minlength=high - low) for part in range(3)])
+            self.totals += counts.sum(1)
+            order = np.argsort(parts, kind="stable")
+            yield Shard(counts.astype(np.int32), items[order])
+            low = high
+        if low < done:  # users whose every interaction was dropped
+            yield Shard(np.zeros((3, done - low), dtype=np.int32), np.zeros(0, dtype=np.int32))
 
 
-def _plain(name: str) -> str:
-    return re.sub(r":[a-z_]+$", "", name.lower()).replace("_", "").replace(" ", "")
-
-
-def _some(paths: list[str]) -> str:
-    return paths[0] if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more"
+__all__ = ["TEST", "TRAIN", "VALIDATION", "Splits", "read_interactions"]

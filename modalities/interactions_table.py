@@ -127,7 +127,7 @@ def positions(ids: np.ndarray, catalogue: np.ndarray) -> np.ndarray:
 def _write_inter(columns: dict[str, np.ndarray], path: Path) -> None:
     types = {"user_id": "token", "item_id": "token", "weight": "float"}
     cells = [[str(value) for value in values] for values in columns.values()]
-    if any("\t" in cell or "\n" in cell for column in cells for cell in column):
+    if any(mark in cell for column in cells for cell in column for mark in "\t\r\n"):
         raise InputError("An id contains a tab or a line break, which a .inter file cannot hold; save as .parquet.")
     lines = ["\t".join(f"{name}:{types[name]}" for name in columns), *map("\t".join, zip(*cells))]
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -279,9 +279,10 @@ def test_cluster_means_are_means_of_users(modality: InteractionsModality, cluste
         from sklearn.cluster import KMeans
 
         best = KMeans(clusters, n_init=5, random_state=0).fit(unit)
-        ours = means / np.linalg.norm(means, axis=1, keepdims=True)
+        starts = [means, *(cluster_means(rows, clusters, generator(seed)) for seed in range(1, 5))]
+        ours = [start / np.linalg.norm(start, axis=1, keepdims=True) for start in starts]
         theirs = best.cluster_centers_ / np.linalg.norm(best.cluster_centers_, axis=1, keepdims=True)
-        assert (unit @ ours.T).max(1).mean() > 0.9 * (unit @ theirs.T).max(1).mean()
+        assert max((unit @ centres.T).max(1).mean() for centres in ours) > 0.95 * (unit @ theirs.T).max(1).mean()
 
 
 def test_an_export_has_the_weightiest_items_by_their_ids(modality: InteractionsModality) -> None:

@@ -12,20 +12,33 @@ import pytest
 import scipy.sparse as sp
 
 from datastill.errors import InputError
-from datastill.modalities.interactions_io import read_interactions
-from datastill.modalities.interactions_log import TEST, TRAIN, VALIDATION, Log
+from datastill.modalities.interactions_coded import CodedLog
+from datastill.modalities.interactions_log import TEST, TRAIN, VALIDATION
 from datastill.modalities.interactions_table import Interactions
 
 USERS, ITEMS, RATINGS = [7, 7, 2, 30], [11, 5, 5, 11], [5.0, 2.0, 4.0, 1.0]
-PAIRS = [(7, 11), (7, 5), (2, 5), (30, 11)]
+PAIRS = [(2, 5), (7, 5), (7, 11), (30, 11)]
 
 
 def frame() -> pd.DataFrame:
     return pd.DataFrame({"userId": USERS, "movieId": ITEMS, "rating": RATINGS, "timestamp": [4, 3, 2, 1]})
 
 
-def pairs_of(log: Log) -> list[tuple[Any, Any]]:
-    return list(zip(log.user_ids[log.users].tolist(), log.item_ids[log.items].tolist()))
+def rows_of(logs: Any, rows: int = 2**20, **options: Any) -> dict[tuple[Any, Any], tuple[Any, Any]]:
+    """The pairs of a log in order of users, each with its time and part."""
+    found: dict[tuple[Any, Any], tuple[Any, Any]] = {}
+    with CodedLog(logs, timed=True, **options) as coded:
+        for log in coded.chunks(rows):
+            nothing = [None] * len(log)
+            times = nothing if log.times is None else log.times.tolist()
+            parts = nothing if log.parts is None else log.parts.tolist()
+            pairs = zip(coded.user_ids[log.users].tolist(), coded.item_ids[log.items].tolist())
+            found.update(zip(pairs, zip(times, parts)))
+    return found
+
+
+def pairs_of(logs: Any, **options: Any) -> list[tuple[Any, Any]]:
+    return sorted(rows_of(logs, **options))
 
 
 def write(path: Path, text: str) -> Path:
@@ -48,12 +61,10 @@ def test_files(tmp_path: Path, ending: str) -> None:
         path.write_bytes(gzip.compress(frame().to_csv(index=False).encode()))
     else:
         frame().to_csv(path, sep="\t" if ending == "tsv" else ",", index=False)
-    log = read_interactions(path)
-    assert pairs_of(log) == PAIRS
-    assert log.times is not None
-    assert log.times.tolist() == [4, 3, 2, 1]
-    assert log.user_ids.tolist() == [2, 7, 30]
-    assert pairs_of(read_interactions(str(path), min_rating=4)) == [(7, 11), (2, 5)]
+    rows = rows_of(path)
+    assert sorted(rows) == PAIRS
+    assert {pair: time for pair, (time, _) in rows.items()} == {(7, 11): 4, (7, 5): 3, (2, 5): 2, (30, 11): 1}
+    assert pairs_of(str(path), min_rating=4) == [(2, 5), (7, 11)]
 
 
 def test_tables_in_memory() -> None:
@@ -62,20 +73,21 @@ def test_tables_in_memory() -> None:
 
     columns = {"userId": USERS, "movieId": ITEMS, "rating": RATINGS}
     for table in (frame(), pl.DataFrame(columns), pa.table(columns), columns):
-        assert pairs_of(read_interactions(table)) == PAIRS
-        assert pairs_of(read_interactions(table, min_rating=4)) == [(7, 11), (2, 5)]
+        assert pairs_of(table) == PAIRS
+        assert pairs_of(table, min_rating=4) == [(2, 5), (7, 11)]
+    categories = frame().assign(userId=pd.Categorical(["b", "b", "a", "c"]))
+    assert pairs_of(categories) == [("a", 5), ("b", 5), ("b", 11), ("c", 11)]
 
 
 def test_what_is_exported_can_be_read() -> None:
-    assert pairs_of(read_interactions(Interactions(np.array(USERS), np.array(ITEMS)))) == PAIRS
+    assert pairs_of(Interactions(np.array(USERS), np.array(ITEMS))) == PAIRS
 
 
 @pytest.mark.parametrize("kind", [sp.csr_matrix, sp.csc_matrix, sp.coo_array])
 def test_sparse_matrices(kind: Any) -> None:
     matrix = kind(np.array([[0, 5, 2], [0, 0, 0], [0, 0, 4]]))
-    log = read_interactions(matrix)
-    assert sorted(pairs_of(log)) == [(0, 1), (0, 2), (2, 2)]
-    assert pairs_of(read_interactions(matrix, min_rating=4)) == [(0, 1), (2, 2)]
+    assert pairs_of(matrix) == [(0, 1), (0, 2), (2, 2)]
+    assert pairs_of(matrix, min_rating=4) == [(0, 1), (2, 2)]
 
 
 def test_folders_globs_and_lists_hold_all_their_files(tmp_path: Path) -> None:
@@ -83,31 +95,25 @@ def test_folders_globs_and_lists_hold_all_their_files(tmp_path: Path) -> None:
     second = write(tmp_path / "b.csv", "item,user\n4,3\n")
     write(tmp_path / "notes.txt", "not a log")
     for logs in (tmp_path, tmp_path / "*.csv", [first, second]):
-        assert sorted(pairs_of(read_interactions(logs))) == [(1, 2), (3, 4)]
+        assert pairs_of(logs) == [(1, 2), (3, 4)]
 
 
 def test_ids_in_text_stay_as_written(tmp_path: Path) -> None:
     path = write(tmp_path / "log.csv", "user,item\n007,b c\n7,a\n")
-    assert pairs_of(read_interactions(path)) == [("007", "b c"), ("7", "a")]
+    assert pairs_of(path) == [("007", "b c"), ("7", "a")]
 
 
 def test_string_ids_and_integer_valued_floats() -> None:
-    log = read_interactions({"user": np.array(["b", "a"], dtype=object), "item": np.array([3.0, 1.0])})
-    assert pairs_of(log) == [("b", 3), ("a", 1)]
-    assert log.item_ids.dtype == np.int64
+    log = {"user": np.array(["b", "a"], dtype=object), "item": np.array([3.0, 1.0])}
+    assert repr(pairs_of(log)) == "[('a', 1), ('b', 3)]"
 
 
 def test_columns_can_be_named(tmp_path: Path) -> None:
     table = {"who": [1, 2], "what": [3, 4], "user": [9, 9], "fold": ["train", "valid"]}
-    log = read_interactions(table, user_column="who", item_column="what", split_column="fold")
-    assert pairs_of(log) == [(1, 3), (2, 4)]
-    assert log.parts is not None
-    assert log.parts.tolist() == [TRAIN, VALIDATION]
+    rows = rows_of(table, user_column="who", item_column="what", split_column="fold")
+    assert {pair: part for pair, (_, part) in rows.items()} == {(1, 3): TRAIN, (2, 4): VALIDATION}
     path = write(tmp_path / "log.inter", "uid:token\tclick:token\tpart:token\n1\t2\ttest\n")
-    log = read_interactions(path, item_column="click", split_column="part")
-    assert pairs_of(log) == [(1, 2)]
-    assert log.parts is not None
-    assert log.parts.tolist() == [TEST]
+    assert rows_of(path, item_column="click", split_column="part") == {(1, 2): (None, TEST)}
 
 
 def test_dates_are_times(tmp_path: Path) -> None:
@@ -116,14 +122,13 @@ def test_dates_are_times(tmp_path: Path) -> None:
         {"user": [1, 1], "item": [2, 3], "date": pd.to_datetime(["2024-05-31 00:00", "2024-06-01 12:00"])}
     )
     for logs in (path, in_memory):
-        times = read_interactions(logs).times
-        assert times is not None
-        assert times[1] - times[0] == pytest.approx(36 * 3600 * 1e6)
+        rows = rows_of(logs)
+        assert rows[1, 3][0] - rows[1, 2][0] == pytest.approx(36 * 3600 * 1e6)
 
 
 def test_the_input_is_left_as_it_is() -> None:
     table = frame()
-    read_interactions(table, min_rating=3)
+    pairs_of(table, min_rating=3)
     pd.testing.assert_frame_equal(table, frame())
 
 
@@ -132,7 +137,7 @@ def test_the_input_is_left_as_it_is() -> None:
 
 def refused(logs: Any, message: str, **options: Any) -> None:
     with pytest.raises(InputError, match=message) as caught:
-        read_interactions(logs, **options)
+        pairs_of(logs, **options)
     assert str(caught.value)[-1] == "."
 
 
@@ -174,7 +179,7 @@ def test_unusable_ids(tmp_path: Path) -> None:
     refused({"user": np.array(["a", None], dtype=object), "item": [1, 2]}, "'user' has 1 missing ids")
     refused({"user": [1, -1], "item": [1, 2]}, "'user' has negative ids, the least being -1")
     refused({"user": [1, 2], "item": [1.5, 2.0]}, "'item' has ids that are not whole numbers, the first in row 0")
-    refused({"user": np.array(["a", 1], dtype=object), "item": [1, 2]}, "ids of one type.* int, str")
+    refused({"user": np.array(["a", 1], dtype=object), "item": [1, 2]}, "values of one type.* int, str")
     refused({"user": ["", "a"], "item": [1, 2]}, "empty string")
     refused({"user": [True, False], "item": [1, 2]}, "strings or integers, got bool")
     refused(write(tmp_path / "log.csv", "user,item\n1,\n2,3\n"), "'item' has 1 missing ids, the first in row 0")

@@ -3,26 +3,57 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from datastill.errors import InputError
-from datastill.modalities.interactions_io import read_interactions
+from datastill.modalities.interactions_coded import CodedLog
 from datastill.modalities.interactions_table import Interactions, positions
 
 TABLE = Interactions(np.array([0, 0, 1]), np.array(["b", "x y", "b"]), np.array([1.0, 0.5, 0.25], dtype=np.float32))
 
 
+def pairs_in(path: Path, **options: Any) -> list[tuple[Any, Any]]:
+    with CodedLog(path, **options) as coded:
+        logs = list(coded.chunks(10**6))
+        return [
+            pair for log in logs for pair in zip(coded.user_ids[log.users].tolist(), coded.item_ids[log.items].tolist())
+        ]
+
+
+# Ids that all look like integers are integers when text is read; so these begin with a letter.
+item_names = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=6).map("x{}".format)
+
+
 @pytest.mark.parametrize("ending", ["parquet", "csv", "tsv", "inter"])
-def test_files_hold_ids_and_weights(tmp_path: Path, ending: str) -> None:
+@given(items=st.lists(item_names, min_size=1, max_size=6, unique=True), seed=st.integers(0, 99))
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_what_is_saved_can_be_read(ending: str, items: list[str], seed: int, tmp_path: Path) -> None:
+    rng = np.random.default_rng(seed)
+    users = rng.integers(0, 4, len(items))
+    weights = rng.choice(np.array([0.25, 0.5, 1.0], dtype=np.float32), len(items))
     path = tmp_path / f"small.{ending}"
-    TABLE.save(path)
-    log = read_interactions(path)
-    assert log.user_ids[log.users].tolist() == [0, 0, 1]
-    assert log.item_ids[log.items].tolist() == ["b", "x y", "b"]
-    rated = read_interactions(path, rating_column="weight", min_rating=0.5)
-    assert len(rated) == 2
+    table = Interactions(users, np.array(items), weights)
+    if ending == "inter" and any(mark in item for item in items for mark in "\t\r\n"):
+        with pytest.raises(InputError, match="contains a tab or a line break"):
+            table.save(path)
+        return
+    table.save(path)
+    expected = sorted(zip(users.tolist(), items))
+    assert sorted(pairs_in(path)) == expected
+    some = [pair for pair, weight in zip(zip(users.tolist(), items), weights) if weight >= 0.5]
+    if some:
+        assert sorted(pairs_in(path, rating_column="weight", min_rating=0.5)) == sorted(some)
+
+
+def test_recbole_reads_the_header(tmp_path: Path) -> None:
+    TABLE.save(tmp_path / "small.inter")
+    lines = (tmp_path / "small.inter").read_text().splitlines()
+    assert lines[:2] == ["user_id:token\titem_id:token\tweight:float", "0\tb\t1.0"]
 
 
 def test_csr_has_rows_of_users_and_columns_of_items() -> None:
