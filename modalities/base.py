@@ -47,6 +47,8 @@ class Summary(nn.Module, ABC):
     """Whether `modality.read(summary.export())` equals `summary()`, up to the rounding of the dataset's number type.
 
     If not, evaluation reports both."""
+    coded: bool = False
+    """Whether it is stored by a code, in fewer bytes than its parameters take."""
 
     @abstractmethod
     def forward(self, rng: torch.Generator | None = None) -> Batch:
@@ -60,7 +62,10 @@ class Summary(nn.Module, ABC):
         """Put the parameters back into their allowed set, in place. Called after every step. Default: nothing."""
 
     def penalty(self) -> Tensor | None:
-        """A prior on the parameters (sparsity, cardinality ...), added to any objective's loss. Default: none."""
+        """A prior on the parameters (sparsity, cardinality ...), added to any objective's loss. Default: none.
+
+        Called once a step; one that learns itself (an adversary) makes its own step here and keeps its state in buffers.
+        """
         return None
 
     def relabel_(self, targets: Tensor) -> None:
@@ -82,7 +87,7 @@ class Summary(nn.Module, ABC):
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the parameters and buffers, which is what storing the summary itself takes."""
+        """Bytes that storing the summary itself takes: those of its parameters and buffers, unless it is `coded`."""
         return sum(tensor.numel() * tensor.element_size() for tensor in self.state_dict().values())
 
 

@@ -19,15 +19,19 @@ from datastill.errors import InputError, check_count, require, unknown_name
 from datastill.modalities.augmentation import NO_FLIP, Augmentation
 from datastill.modalities.base import Batch, Size, Split
 from datastill.modalities.classification import ClassificationModality
+from datastill.modalities.codec import Codec
 from datastill.modalities.image_data import LabelledImages, labelled_images, require_hard, split_off
+from datastill.modalities.image_generators import Hallucinators
 from datastill.modalities.image_protocols import PUBLISHED, STRATEGIES
 from datastill.modalities.image_protocols import strategy as apply_strategy
 from datastill.modalities.image_scale import PixelScale
-from datastill.modalities.image_storage import STORAGES, make_storage
+from datastill.modalities.image_storages import OPTIONS, check_storage, make_storage
+from datastill.modalities.image_stored import StoredImages, decode_images
+from datastill.modalities.image_styles import StyleAdversary
 from datastill.modalities.image_summary import ImageSummary
+from datastill.rng import fork
 
 INITS = ("real", "noise", "kmeans")
-_STORAGE_OPTIONS = [option for _, options in STORAGES.values() for option in options]
 _CHUNK = 1024  # held-out images a batch
 _CLUSTERED = 2000  # images of a class, at most, that k-means looks at
 
@@ -180,6 +184,7 @@ class ImageModality(ClassificationModality):
         labels: str = "hard",
         clamp: bool = True,
         storage: str = "pixels",
+        codec: str | None = None,
         **options: Any,
     ) -> ImageSummary:
         """A summary with `counts[g]` images of each class.
@@ -193,35 +198,49 @@ class ImageModality(ClassificationModality):
                 optimised.
             clamp: whether pixels stay in the valid range, so that every summary can be exported as images.
             storage: "pixels" (every pixel is a parameter), or fewer numbers that decode to the images: "formation" (mosaics of
-                small images), "bases" (linear combinations) or "frequencies" (low ones); see `image_storage`.
-            options: of the storage: `factor`; `bases` and `downscale`; `keep`.
+                small images), "bases" (linear combinations), "frequencies" (low ones), "hallucinators" (bases in several
+                styles) or "codes" (latent codes through small decoders); see `image_storage` and `image_generators`.
+            codec: how these numbers are stored: None in full, or "float16", "int8", "int4", "int2", with "-entropy" behind it
+                entropy-coded too; see `codec.Codec`. The rounding is part of what is optimised.
+            options: of the storage: `factor`; `bases` and `downscale`; `keep`; `styles`, `diversity` and `fit`; `decoders`,
+                `channels`, `width` and `fit`.
         """
         for option in options:
-            if option not in _STORAGE_OPTIONS:
-                raise unknown_name(
-                    "option of image summaries", option, ("init", "labels", "clamp", "storage", *_STORAGE_OPTIONS)
-                )
+            if option not in OPTIONS:
+                known = ("init", "labels", "clamp", "storage", "codec", *OPTIONS)
+                raise unknown_name("option of image summaries", option, known)
         if isinstance(init, str) and init not in INITS:
             raise unknown_name("initialisation", init, INITS)
         if labels not in ("hard", "learned"):
             raise unknown_name("kind of labels", labels, ("hard", "learned"))
+        coder = None if codec is None else Codec(codec)
         self._check_counts(counts, limited=isinstance(init, str) and init != "noise")
+        check_storage(storage, counts, options)
         if isinstance(init, str):
             pixels = torch.cat([self._initial(group, count, init, rng) for group, count in enumerate(counts) if count])
         else:
             pixels = self.scale.normalise(self._train.images[self._order[self.check_chosen(init, counts)]])
         groups = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(list(counts)))
+        made = make_storage(storage, pixels, options, seed=fork(rng))
+        adversary = None
+        if isinstance(made, Hallucinators) and made.styles > 1 and made.diversity > 0:
+            adversary = StyleAdversary(
+                self.shape, self.num_classes, styles=made.styles, weight=made.diversity, seed=fork(rng)
+            )
         soft = F.one_hot(groups, self.num_classes).to(torch.float32) if labels == "learned" else None
-        made = ImageSummary(
-            make_storage(storage, pixels, options),
+        summary = ImageSummary(
+            made,
             groups,
             soft,
             scale=self.scale,
             clamp=clamp,
             eight_bit=self._train.images.dtype == torch.uint8,
             class_names=self.class_names,
+            codec=coder,
+            storage_name=storage,
+            adversary=adversary,
         )
-        return made.to(self.device, self.dtype)
+        return summary.to(self.device, self.dtype)
 
     def read(self, dataset: Any) -> Batch:
         """Images and labels as training points.
@@ -246,7 +265,10 @@ class ImageModality(ClassificationModality):
         """How many images, and the bytes of the dataset's tensors.
 
         A pixel and channel takes 1 byte as uint8, 4 as float32; a label 8 as a class id, 4 a class as a distribution.
+        `StoredImages` take the bytes that they are decoded from.
         """
+        if isinstance(dataset, StoredImages):
+            return Size(len(dataset), len(dataset.coded))
         given = labelled_images(dataset, name="dataset")
         return Size(len(given), _bytes_of(given))
 
@@ -256,11 +278,15 @@ class ImageModality(ClassificationModality):
 
     @staticmethod
     def pack(dataset: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        if isinstance(dataset, StoredImages):
+            return {"coded": torch.frombuffer(bytearray(dataset.coded), dtype=torch.uint8)}, {}
         given = labelled_images(dataset, name="dataset")
         return {"images": given.images, "labels": given.labels}, {}
 
     @staticmethod
     def unpack(tensors: dict[str, Tensor], meta: dict[str, Any]) -> TensorDataset:
+        if "coded" in tensors:
+            return decode_images(tensors["coded"].numpy().tobytes())
         return TensorDataset(tensors["images"], tensors["labels"])
 
     # --- internals ----------------------------------------------------------------------------------------------------

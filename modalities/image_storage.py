@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from datastill.errors import InputError, check_count, require, unknown_name
+from datastill.errors import check_count, require
 
 
 class Storage(nn.Module, ABC):
@@ -29,6 +29,16 @@ class Storage(nn.Module, ABC):
 
     def clamp_(self, low: Tensor, high: Tensor) -> None:
         """Keep what is stored in the valid range (broadcast over images), where it is in the scale of pixels at all."""
+
+    @property
+    def options(self) -> dict[str, float]:
+        """The options from which a storage of the same shapes is built."""
+        return {}
+
+    @classmethod
+    def share(cls, **options: float) -> int:
+        """How many images come from one stored unit, and so are of one class."""
+        return 1
 
 
 class FreePixels(Storage):
@@ -60,21 +70,13 @@ class MultiFormation(Storage):
     Args:
         images: first values (n, c, h, w); factor^2 neighbours share a mosaic.
         factor: at least 2, at most the height and the width.
-
-    Raises:
-        InputError: n is no multiple of factor^2.
     """
 
     def __init__(self, images: Tensor, factor: int = 2) -> None:
         super().__init__()
-        count, channels, height, width = images.shape
+        channels, height, width = images.shape[1:]
         check_count("factor", factor, least=2)
         require(factor <= min(height, width), f"factor must be at most {min(height, width)}, got {factor}.")
-        require(
-            count % factor**2 == 0,
-            f"storage='formation' with factor {factor} makes {factor**2} images of each stored one, so the number of images "
-            f"must be a multiple of {factor**2}, got {count}.",
-        )
         self.shape = height, width
         self.factor = factor
         # Tiles of one size, rounded up; where the factor does not divide the side a stored image is a little larger.
@@ -89,6 +91,14 @@ class MultiFormation(Storage):
         grid = self.mosaics.view(count, channels, self.factor, tile[0], self.factor, tile[1])
         tiles = grid.permute(0, 2, 4, 1, 3, 5).reshape(-1, channels, *tile)
         return F.interpolate(tiles, self.shape, mode="bilinear", align_corners=False)
+
+    @property
+    def options(self) -> dict[str, float]:
+        return {"factor": self.factor}
+
+    @classmethod
+    def share(cls, **options: float) -> int:
+        return int(check_count("factor", options.get("factor", 2), least=2)) ** 2
 
     @torch.no_grad()
     def clamp_(self, low: Tensor, high: Tensor) -> None:
@@ -119,6 +129,7 @@ class LinearBases(Storage):
         most = min(count, small[0].numel())
         require(bases <= most, f"bases must be at most {most} for {count} images of this size, got {bases}.")
         self.shape = height, width
+        self.downscale = downscale
         left, values, right = torch.linalg.svd(small.flatten(1).double(), full_matrices=False)
         # Both factors get the root of the singular values, so that one learning rate suits them.
         roots = values[:bases].sqrt()
@@ -130,6 +141,10 @@ class LinearBases(Storage):
         if small.shape[2:] == self.shape:
             return small
         return F.interpolate(small, self.shape, mode="bilinear", align_corners=False)
+
+    @property
+    def options(self) -> dict[str, float]:
+        return {"bases": len(self.bases), "downscale": self.downscale}
 
 
 class Frequencies(Storage):
@@ -148,6 +163,7 @@ class Frequencies(Storage):
             isinstance(keep, int | float) and not isinstance(keep, bool) and 0 < keep <= 1,
             f"keep must be in (0, 1], got {keep!r}.",
         )
+        self.keep = keep
         height, width = images.shape[2:]
         rows, columns = max(1, round(keep * height)), max(1, round(keep * width))
         self.down: Tensor
@@ -159,6 +175,10 @@ class Frequencies(Storage):
     def forward(self) -> Tensor:
         return self.down.T @ self.coefficients @ self.across
 
+    @property
+    def options(self) -> dict[str, float]:
+        return {"keep": self.keep}
+
 
 def cosines(size: int) -> Tensor:
     """The orthonormal matrix (size, size) of the discrete cosine transform (DCT-II), in float64; rows are frequencies."""
@@ -167,28 +187,3 @@ def cosines(size: int) -> Tensor:
     matrix = torch.cos(math.pi / size * frequency * place) * math.sqrt(2 / size)
     matrix[0] /= math.sqrt(2)
     return matrix
-
-
-STORAGES: dict[str, tuple[type[Storage], tuple[str, ...]]] = {
-    "pixels": (FreePixels, ()),
-    "formation": (MultiFormation, ("factor",)),
-    "bases": (LinearBases, ("bases", "downscale")),
-    "frequencies": (Frequencies, ("keep",)),
-}
-"""By name: the storage and its options."""
-
-
-def make_storage(name: str, images: Tensor, options: dict[str, float]) -> Storage:
-    """The storage `name` that begins from `images`.
-
-    Raises:
-        InputError: for an unknown name, or an option that it does not have or cannot take.
-    """
-    if name not in STORAGES:
-        raise unknown_name("storage", name, STORAGES)
-    kind, allowed = STORAGES[name]
-    for option in options:
-        if option not in allowed:
-            has = f"has the options {', '.join(allowed)}" if allowed else "has no options"
-            raise InputError(f"storage={name!r} {has}, got {option!r}.")
-    return kind(images, **options)

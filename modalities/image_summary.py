@@ -9,9 +9,12 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from datastill.modalities.base import Batch, Summary
+from datastill.modalities.codec import Codec
 from datastill.modalities.image_files import write_folder, write_grid
 from datastill.modalities.image_scale import PixelScale
 from datastill.modalities.image_storage import Storage
+from datastill.modalities.image_stored import decode_images, decoded, encode_images, label_codec, native_images
+from datastill.modalities.image_styles import StyleAdversary
 
 
 class ImageSummary(Summary):
@@ -26,6 +29,13 @@ class ImageSummary(Summary):
         eight_bit: whether the target dataset is uint8. Clamped pixels are then exported as uint8 too, and
             `read(export())` equals the summary up to rounding to one of 256 levels.
         class_names: of all classes.
+        codec: by which the storage's numbers and soft labels are stored; the images are then those after that rounding. None
+            stores them in full.
+        storage_name: of the storage, in `image_storages.STORAGES`.
+        adversary: whose penalty on styles of one base is added to any objective (HaBa); None if there is none.
+
+    What is stored factorised or by a codec is exported as `StoredImages`, which hold the bytes that they are decoded from, and
+    `nbytes` is the number of these.
     """
 
     def __init__(
@@ -38,14 +48,21 @@ class ImageSummary(Summary):
         clamp: bool,
         eight_bit: bool,
         class_names: tuple[str, ...],
+        codec: Codec | None = None,
+        storage_name: str = "pixels",
+        adversary: StyleAdversary | None = None,
     ) -> None:
         super().__init__()
         self.storage = storage
+        self.storage_name = storage_name
+        self.codec = codec
+        self.adversary = adversary
         self.labels = None if labels is None else nn.Parameter(labels.clone())
         self.groups: Tensor
         self.register_buffer("groups", groups.clone())
-        # The plain images hold what is stored, up to the clamping of decoded pixels, but take more bytes.
+        # Decoded pixels may lie outside the valid range; what is exported does not.
         self.exact_export = not storage.compact
+        self.coded = storage.compact or codec is not None
         self.scale = scale
         self.clamp = clamp
         self.eight_bit = eight_bit and clamp
@@ -54,7 +71,22 @@ class ImageSummary(Summary):
 
     def forward(self, rng: torch.Generator | None = None) -> Batch:
         """All images; targets are class ids (n,), or distributions (n, classes) where labels are learned."""
-        return Batch(self.storage(), self.groups if self.labels is None else self.labels, self.groups)
+        labels = (
+            self.labels if self.codec is None or self.labels is None else label_codec(self.codec).through(self.labels)
+        )
+        return Batch(self._pixels(), self.groups if labels is None else labels, self.groups)
+
+    def penalty(self) -> Tensor | None:
+        return None if self.adversary is None else self.adversary.penalty(self._pixels(), self.groups)
+
+    def _pixels(self) -> Tensor:
+        pixels = decoded(self.storage, self.codec)
+        if self.codec is None or self.storage.compact or not self.clamp:
+            return pixels
+        # The least value of a block is rounded too, so that it may lie a little outside the valid range.
+        low, high = self.scale.bounds(pixels)
+        inside = torch.minimum(torch.maximum(pixels.detach(), low), high)
+        return inside + (pixels - pixels.detach())
 
     @torch.no_grad()
     def project_(self) -> None:
@@ -81,15 +113,34 @@ class ImageSummary(Summary):
     def export(self) -> TensorDataset:
         """Images (n, c, h, w) in the input's scale and their labels: int64 class ids or float32 distributions.
 
-        The images are uint8 if the target dataset is and pixels are kept in the valid range, else float32.
+        The images are uint8 if the target dataset is and pixels are kept in the valid range, else float32. They are
+        `StoredImages` if they are stored factorised or by a codec.
         """
-        images = self.scale.restore(self.storage().detach().cpu().float())
-        if self.clamp:  # again, since undoing the normalisation rounds
-            images = images.clamp(self.scale.low, self.scale.high)
-        if self.eight_bit:
-            images = images.round().to(torch.uint8)
+        if self.coded:
+            return decode_images(self.encoded())
+        images = native_images(self.storage(), self.scale, clamp=self.clamp, eight_bit=self.eight_bit)
         labels = self.groups if self.labels is None else self.labels.detach().float()
         return TensorDataset(images, labels.cpu().clone())
+
+    def encoded(self) -> bytes:
+        """What `StoredImages.coded` is of this summary."""
+        images = self.storage()
+        return encode_images(
+            self.storage_name,
+            self.storage,
+            self.codec or Codec("float32"),
+            torch.bincount(self.groups, minlength=len(self.class_names)).tolist(),
+            self.labels,
+            self.scale,
+            shape=tuple(images.shape[1:]),
+            clamp=self.clamp,
+            eight_bit=self.eight_bit,
+        )
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of what is stored: coded if it is, else of pixels and labels."""
+        return len(self.encoded()) if self.coded else super().nbytes
 
     @property
     def num_points(self) -> int:

@@ -140,7 +140,10 @@ def check_budgets(modality: Modality, **options: Any) -> None:
         f"forward() does not hold {counts} points of the groups.",
     )
     held = sum(value.numel() * value.element_size() for value in summary.parameters())
-    demand(summary.nbytes >= held, f"nbytes is {summary.nbytes}, less than the {held} bytes of its parameters.")
+    demand(
+        summary.coded or summary.nbytes >= held,
+        f"nbytes is {summary.nbytes}, less than the {held} bytes of its parameters.",
+    )
     share = modality.allocate(3 * modality.num_groups)
     demand(
         sum(share) == 3 * modality.num_groups and min(share) >= 1,

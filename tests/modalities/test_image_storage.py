@@ -14,9 +14,12 @@ from datastill import distill
 from datastill.checks import MODALITY_CHECKS
 from datastill.errors import InputError
 from datastill.modalities.image import ImageModality
-from datastill.modalities.image_storage import Frequencies, LinearBases, MultiFormation, make_storage
+from datastill.modalities.image_generators import Hallucinators, LatentCodes
+from datastill.modalities.image_storage import Frequencies, LinearBases, MultiFormation
+from datastill.modalities.image_storages import check_storage, make_storage
+from datastill.modalities.image_styles import StyleAdversary, supervised_contrast
 from datastill.objectives.distribution_matching import DistributionMatching
-from datastill.rng import generator
+from datastill.rng import generator, isolated
 
 IMAGES = torch.randn(8, 3, 6, 10, generator=generator("images"))
 
@@ -62,10 +65,78 @@ def test_each_image_is_its_own_tile_enlarged() -> None:
     assert odd().shape == (9, 1, 8, 8)
 
 
+def test_hallucinators_have_the_published_size_and_styles() -> None:
+    colour = torch.randn(10, 3, 32, 32, generator=generator("colour"))
+    storage = make_storage("hallucinators", colour, {"styles": 5, "fit": 0})
+    assert isinstance(storage, Hallucinators)
+    assert number_of(storage) == 2 * 3 * 32 * 32 + 5 * 5568
+    images = storage().view(2, 5, 3, 32, 32)
+    for style in range(5):  # one after another, as the paper's modules do
+        inside = F.conv2d(storage.bases, storage.encoders[style], storage.encoder_biases[style])
+        inside = storage.scales[style] * inside + storage.shifts[style]
+        alone = F.conv_transpose2d(inside, storage.decoders[style], storage.decoder_biases[style])
+        assert torch.allclose(images[:, style], alone, atol=1e-5)
+
+
+def test_codes_go_through_every_decoder() -> None:
+    storage = make_storage("codes", IMAGES, {"decoders": 4, "channels": 2, "width": 5, "fit": 0})
+    assert isinstance(storage, LatentCodes)
+    assert number_of(storage) == 2 * 2 * 2 * 3 + 4 * (2 * 5 * 16 + 5 + 5 * 3 * 16 + 3)
+    images = storage()
+    assert images.shape == IMAGES.shape
+    for number in range(4):
+        hidden = F.conv_transpose2d(storage.codes, storage.first[number], storage.first_biases[number], 2, 1).relu()
+        alone = F.conv_transpose2d(hidden, storage.second[number], storage.second_biases[number], 2, 1)
+        assert torch.allclose(images[number::4], alone[:, :, :6, :10], atol=1e-5)
+
+
+@pytest.mark.parametrize(("name", "options"), [("hallucinators", {"styles": 4}), ("codes", {"decoders": 4})])
+def test_generators_begin_nearer_to_the_images_than_their_mean(name: str, options: dict[str, Any]) -> None:
+    smooth = F.interpolate(IMAGES, (12, 20), mode="bilinear")
+    made = make_storage(name, smooth, options, seed=1)
+    assert (made() - smooth).square().mean() < 0.7 * (smooth - smooth.mean(0)).square().mean()
+    again = make_storage(name, smooth, options, seed=1)
+    assert torch.equal(made(), again())
+
+
+def test_the_adversary_draws_styles_apart() -> None:
+    images = torch.randn(4, 1, 8, 8, generator=generator("bases")).repeat_interleave(3, 0)
+    groups = torch.tensor([0, 1]).repeat_interleave(6)
+    adversary = StyleAdversary((1, 8, 8), 2, styles=3, weight=1.0, seed=0)
+    assert float(adversary.penalty(images, groups)) == pytest.approx(1.0, abs=1e-5)  # all styles of a base are equal
+    before = [value.clone() for value in adversary.net.parameters()]
+    noisy = (images + 0.1 * torch.randn(images.shape, generator=generator("styles"))).requires_grad_()
+    with isolated(3):
+        loss = adversary.penalty(noisy, groups)
+    (pull,) = torch.autograd.grad(loss, noisy)
+    assert any(not torch.equal(a, b) for a, b in zip(before, adversary.net.parameters()))
+    assert not any(value.requires_grad for value in adversary.parameters())
+    with torch.no_grad():
+        further = StyleAdversary((1, 8, 8), 2, styles=3, weight=1.0, seed=0)
+        further.load_state_dict(adversary.state_dict())
+        with isolated(3):
+            after = further.penalty(noisy - 100 * pull, groups)
+    assert float(after) < float(loss.detach())
+
+
+def test_supervised_contrast_by_hand() -> None:
+    features = torch.tensor([[1.0, 0.0], [2.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
+    groups = torch.tensor([0, 0, 1, 2])
+    high, none, half = np.exp(1 / 0.07), 1.0, np.exp(0.5**0.5 / 0.07)
+    expected = -np.log(high / (high + none + half))  # of each of the two that have a mate
+    assert float(supervised_contrast(features, groups)) == pytest.approx(expected, rel=1e-4, abs=1e-6)
+    assert float(supervised_contrast(features, torch.arange(4))) == 0
+
+
 @pytest.mark.parametrize(
     ("name", "options", "said"),
     [
-        ("formation", {"factor": 3}, "must be a multiple of 9, got 8"),
+        ("formation", {"factor": 3}, "must be a multiple of 9, got 8 for class 0: ask for 9"),
+        ("hallucinators", {"styles": 3}, "must be a multiple of 3, got 8 for class 0: ask for 9"),
+        ("codes", {"decoders": 5}, "must be a multiple of 5, got 8 for class 0: ask for 10"),
+        ("hallucinators", {"styles": 0}, "styles must be an integer of at least 1"),
+        ("hallucinators", {"styles": 2, "diversity": -1}, "diversity must be at least 0, got -1"),
+        ("codes", {"width": 0}, "width must be an integer of at least 1"),
         ("formation", {"factor": 1}, "factor must be an integer of at least 2"),
         ("formation", {"factor": 7}, "factor must be at most 6"),
         ("bases", {"bases": 9}, "bases must be at most 8"),
@@ -75,8 +146,12 @@ def test_each_image_is_its_own_tile_enlarged() -> None:
     ],
 )
 def test_what_cannot_be_stored_is_refused(name: str, options: dict[str, Any], said: str) -> None:
-    with pytest.raises(InputError, match=said):
+    def make() -> None:
+        check_storage(name, [49 if options == {"factor": 7} else 8], options)
         make_storage(name, IMAGES, options)
+
+    with pytest.raises(InputError, match=said):
+        make()
 
 
 def digits() -> ImageModality:
@@ -90,6 +165,8 @@ def digits() -> ImageModality:
 STORED: list[dict[str, Any]] = [
     {"storage": "frequencies", "keep": 0.5},
     {"storage": "bases", "bases": 2},
+    {"storage": "hallucinators", "styles": 1, "fit": 0},
+    {"storage": "codes", "decoders": 1, "channels": 1, "width": 2, "fit": 5},
 ]
 
 
@@ -100,13 +177,21 @@ def test_conformance(check: Any, options: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [*STORED, {"storage": "formation", "factor": 2}], ids=lambda options: options["storage"]
+    "options",
+    [
+        *STORED[:2],
+        {"storage": "formation", "factor": 2},
+        {"storage": "hallucinators", "styles": 4, "codec": "float16"},
+        {"storage": "codes", "decoders": 2, "channels": 1, "width": 3},
+        {"storage": "pixels", "codec": "int8"},
+    ],
+    ids=lambda options: options["storage"],
 )
 def test_any_objective_optimises_it_in_fewer_bytes(options: dict[str, Any]) -> None:
     modality = digits()
     plain = modality.summary([4] * 3, rng=generator(0))
     summary = modality.summary([4] * 3, rng=generator(0), **options)
-    assert summary.nbytes < 0.5 * plain.nbytes
+    assert summary.nbytes < 0.6 * plain.nbytes
     assert summary.num_points == plain.num_points
     objective = DistributionMatching(
         refresh=100, real_size=None, augment=False

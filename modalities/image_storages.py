@@ -1,0 +1,53 @@
+"""The storages of images by name."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from datastill.errors import InputError, require, unknown_name
+from datastill.modalities.image_generators import Hallucinators, LatentCodes
+from datastill.modalities.image_storage import FreePixels, Frequencies, LinearBases, MultiFormation, Storage
+from datastill.rng import isolated
+
+STORAGES: dict[str, tuple[type[Storage], tuple[str, ...]]] = {
+    "pixels": (FreePixels, ()),
+    "formation": (MultiFormation, ("factor",)),
+    "bases": (LinearBases, ("bases", "downscale")),
+    "frequencies": (Frequencies, ("keep",)),
+    "hallucinators": (Hallucinators, ("styles", "diversity", "fit")),
+    "codes": (LatentCodes, ("decoders", "channels", "width", "fit")),
+}
+"""By name: the storage and its options."""
+OPTIONS = tuple(dict.fromkeys(option for _, options in STORAGES.values() for option in options))
+
+
+def check_storage(name: str, counts: Sequence[int], options: dict[str, float]) -> None:
+    """Refuse what `make_storage` cannot make, before any image is looked at.
+
+    Raises:
+        InputError: for an unknown name, an option that it does not have or cannot take, or a number of images of a class that
+            does not come from whole stored units.
+    """
+    if name not in STORAGES:
+        raise unknown_name("storage", name, STORAGES)
+    kind, allowed = STORAGES[name]
+    for option in options:
+        if option not in allowed:
+            has = f"has the options {', '.join(allowed)}" if allowed else "has no options"
+            raise InputError(f"storage={name!r} {has}, got {option!r}.")
+    share = kind.share(**options)
+    for group, count in enumerate(counts):
+        near = max(1, round(count / share)) * share
+        require(
+            count % share == 0,
+            f"storage={name!r} makes {share} images of each stored one, so the images of every class must be a multiple of "
+            f"{share}, got {count} for class {group}: ask for {near}.",
+        )
+
+
+def make_storage(name: str, images: Tensor, options: dict[str, float], *, seed: int = 0) -> Storage:
+    """The storage `name` that begins from `images`, whatever it draws at random decided by `seed`."""
+    with isolated(seed):
+        return STORAGES[name][0](images, **options)
