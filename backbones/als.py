@@ -67,12 +67,12 @@ class ALS(Recommender):
                     use_gpu=False,
                 )
                 model.fit(_confidences(rows, alpha), show_progress=False)
-            fitted.append((alpha, model))
-        best = 0
-        if validate is not None:
-            best = validate.best(lambda histories: histories, [_Fold(alpha, model) for alpha, model in fitted])
-        self.alpha, model = fitted[best]
-        self._fold = _Fold(self.alpha, model)
+            fitted.append(_Fold(alpha, model))
+        if validate is None or len(fitted) == 1:
+            self._fold = fitted[0]
+        else:
+            self._fold = max(fitted, key=lambda fold: validate.score(fold, [validate.cutoff])[validate.metric])
+        self.alpha = self._fold.alpha
         return self
 
     def __call__(self, histories: UserRows) -> Tensor:

@@ -147,16 +147,6 @@ class Holdout:
                 sums[name] = sums.get(name, 0.0) + float(values.sum())
         return {name: total / len(self) for name, total in sums.items()}
 
-    def best(self, features: Predictor, candidates: Sequence[Predictor]) -> int:
-        """Which of `candidates`, functions of `features(histories)`, has the highest `metric`; the first of equals."""
-        totals = [0.0] * len(candidates)
-        for histories, wanted in self:
-            shared = features(histories)
-            for number, candidate in enumerate(candidates):
-                found = ranking_metrics(candidate(shared), histories, wanted, [self.cutoff])
-                totals[number] += float(found[self.metric].sum())
-        return max(range(len(totals)), key=totals.__getitem__)
-
 
 def all_metrics(
     predictor: Predictor,

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import numpy as np
 import scipy.sparse as sp
 import torch
 from torch import Tensor
 
-from datastill.backbones.base import Kernel, VectorKernel
+from datastill.backbones.base import Kernel, KernelMachine, Predictor, VectorKernel
 from datastill.backbones.infinite import InfiniteReLU, KernelKind, products
 from datastill.backbones.ranking import Holdout
 from datastill.backbones.recommender import SparseRows, UserRows, matrix, user_rows
@@ -145,20 +145,17 @@ class InfiniteAutoencoder(Recommender):
         self.support = self._start(users)
         if targets is None:
             targets = matrix(self.support).to_dense()
-        gram = self.kernel(self.support, self.support)
-        solved = _solve_all(self.ridges, lambda ridge: ridge_solve(gram, targets, ridge))
+        gram, answers = self.kernel(self.support, self.support), targets
 
-        def cross(histories: UserRows) -> Tensor:
-            return self.kernel(histories, self.support)
+        def solve(ridge: float) -> KernelMachine:
+            return KernelMachine(self.kernel, self.support, ridge_solve(gram, answers, ridge))
 
-        self.ridge, self.coefficients = _choose(
-            solved, validate, cross, lambda coefficients: lambda shared: shared @ coefficients
-        )
+        self.ridge, self._machine = _choose(self.ridges, solve, validate)
         return self
 
     def __call__(self, histories: UserRows) -> Tensor:
         """Scores (users, items)."""
-        return self.kernel(histories, self.support) @ self.coefficients
+        return self._machine(histories)
 
 
 class EASE(Recommender):
@@ -180,44 +177,30 @@ class EASE(Recommender):
 
     @torch.no_grad()
     def fit(self, users: Any, validate: Holdout | None = None, *, seed: int = 0) -> Self:
-        """Solve for the weights, for every ridge, in float64.
+        """Solve for the weights in float64.
 
         Raises:
             InputError: several ridges but no `validate`.
         """
         rows = matrix(self._start(users))
-        self._few = rows.to_dense() if rows.shape[0] < self.items else None
-        if self._few is not None:
-            solved = _solve_all(self.ridges, _dual(self._few))
-        else:
-            solved = _solve_all(self.ridges, _primal(rows))
-        self.ridge, self._weights = _choose(solved, validate, self._features, lambda w: lambda f: self._scores(w, f))
+        solve = _few_users(rows.to_dense()) if rows.shape[0] < self.items else _few_items(rows)
+        self.ridge, self._scores = _choose(self.ridges, solve, validate)
         return self
 
+    @torch.no_grad()
     def __call__(self, histories: UserRows) -> Tensor:
         """Scores (users, items)."""
-        return self._scores(self._weights, self._features(histories))
-
-    def _features(self, histories: UserRows) -> tuple[Tensor, Tensor]:
-        rows = matrix(histories)
-        return rows, rows if self._few is None else products(rows, self._few)
-
-    def _scores(self, weights: tuple[Tensor, Tensor | None], features: tuple[Tensor, Tensor]) -> Tensor:
-        rows, shared = features
-        coefficients, own = weights
-        if own is None:
-            return shared @ coefficients
-        return shared @ coefficients - rows.to_dense() * own
+        return self._scores(histories)
 
 
-def _primal(rows: Tensor) -> Callable[[float], tuple[Tensor, None]]:
+def _few_items(rows: Tensor) -> Callable[[float], Predictor]:
     gram = _item_gram(rows)
 
-    def solve(ridge: float) -> tuple[Tensor, None]:
+    def solve(ridge: float) -> Predictor:
         inverse = torch.cholesky_inverse(torch.linalg.cholesky(_shifted(gram, ridge)))
         weights = -inverse / inverse.diagonal()
-        weights.fill_diagonal_(0)
-        return weights.to(rows.dtype), None
+        weights = weights.fill_diagonal_(0).to(rows.dtype)
+        return lambda histories: matrix(histories) @ weights
 
     return solve
 
@@ -236,16 +219,21 @@ def _shifted(gram: Tensor, ridge: float) -> Tensor:
     return gram + ridge * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
 
 
-def _dual(rows: Tensor) -> Callable[[float], tuple[Tensor, Tensor]]:
+def _few_users(rows: Tensor) -> Callable[[float], Predictor]:
     wide = rows.double()
     gram = wide @ wide.T
 
-    def solve(ridge: float) -> tuple[Tensor, Tensor]:
-        factor = torch.linalg.cholesky(_shifted(gram, ridge))
-        solution = torch.cholesky_solve(wide, factor)
+    def solve(ridge: float) -> Predictor:
+        solution = torch.cholesky_solve(wide, torch.linalg.cholesky(_shifted(gram, ridge)))
         leverage = (solution * wide).sum(0)
         rest = 1 - leverage  # positive, because the ridge is
-        return (solution / rest).to(rows.dtype), (leverage / rest).to(rows.dtype)
+        coefficients, own = (solution / rest).to(rows.dtype), (leverage / rest).to(rows.dtype)
+
+        def scores(histories: UserRows) -> Tensor:
+            read = matrix(histories)
+            return products(read, rows) @ coefficients - read.to_dense() * own
+
+        return scores
 
     return solve
 
@@ -257,31 +245,44 @@ def _checked(ridge: Ridges) -> tuple[float, ...]:
     return tuple(float(value) for value in ridges)
 
 
-def _solve_all(ridges: Sequence[float], solve: Callable[[float], Any]) -> list[tuple[float, Any]]:
-    """(ridge, solution) for each ridge that leaves the matrix positive definite: equal users make it singular without one."""
-    solved = []
-    for ridge in ridges:
-        try:
-            solved.append((ridge, solve(ridge)))
-        except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
-            continue
-    if not solved:
-        raise InputError(
-            f"The Gram matrix of these users is singular at ridge {', '.join(map(str, ridges))}; use more."
-        )
-    return solved
+P = TypeVar("P", bound=Predictor)
 
 
-def _choose(
-    solved: list[tuple[float, Any]],
-    validate: Holdout | None,
-    features: Callable[[UserRows], Any],
-    candidate: Callable[[Any], Callable[[Any], Tensor]],
-) -> tuple[float, Any]:
-    if len(solved) == 1:
-        return solved[0]
-    if validate is None:
+def _choose(ridges: Sequence[float], solve: Callable[[float], P], validate: Holdout | None) -> tuple[float, P]:
+    """The ridge that is best on held-out items, and what it gives.
+
+    From the middle one they are tried in the direction in which the score rises, until it falls. One that leaves the matrix
+    singular, as a small one does where users are equal, is passed over.
+    """
+    if len(ridges) > 1 and validate is None:
         raise InputError(
             "Several ridges need validate, the held-out items to choose by: a Holdout(histories, wanted); or give one ridge."
         )
-    return solved[validate.best(features, [candidate(solution) for _, solution in solved])]
+    ordered = sorted(ridges)
+    best: tuple[float, float, P] | None = None
+
+    def improves(place: int) -> bool:
+        nonlocal best
+        try:
+            found = solve(ordered[place])
+        except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
+            return False
+        score = (
+            0.0 if validate is None or len(ordered) == 1 else validate.score(found, [validate.cutoff])[validate.metric]
+        )
+        if best is not None and score <= best[0]:
+            return False
+        best = score, ordered[place], found
+        return True
+
+    middle = len(ordered) // 2
+    improves(middle)
+    above = middle + 1
+    while above < len(ordered) and improves(above):
+        above += 1
+    below = middle - 1 if above == middle + 1 else -1
+    while below >= 0 and improves(below):
+        below -= 1
+    if best is None:
+        raise InputError(f"The Gram matrix of these users is singular at ridge {ordered[-1]}; use more.")
+    return best[1], best[2]

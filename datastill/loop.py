@@ -150,6 +150,7 @@ def distill(
     every = max(1, steps // 10) if validate_every is None else validate_every
     modality.to(device)
     summary.to(modality.device)
+    summary.plan(steps)
     folder = None if checkpoint_dir is None else Path(checkpoint_dir)
     with isolated(derive_seed(seed, "start")):
         objective.start(modality, summary, seed=derive_seed(seed, "objective"), workdir=folder)

@@ -58,6 +58,10 @@ class Summary(nn.Module, ABC):
     def export(self) -> Any:
         """The summary as the dataset type that users of this modality hold: detached, discrete, in the input's scale."""
 
+    def plan(self, steps: int) -> None:
+        """Told before the first step how many there will be in all, for what is annealed over a run. Default: nothing."""
+        return
+
     def project_(self) -> None:
         """Put the parameters back into their allowed set, in place. Called after every step. Default: nothing."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, TypeAlias
 
 import numpy as np
 import scipy.sparse as sp
@@ -21,19 +21,23 @@ from datastill.backbones.recommenders import EASE, InfiniteAutoencoder, Populari
 from datastill.backbones.training import Protocol
 from datastill.errors import InputError, check_count, require, unknown_name
 from datastill.modalities.base import Batch, Modality, Size, Split
-from datastill.modalities.interactions_init import cluster_means
+from datastill.modalities.interactions_init import cluster_means, positive_weights
 from datastill.modalities.interactions_io import read_interactions
 from datastill.modalities.interactions_rows import Held, entries, hide
 from datastill.modalities.interactions_store import Splits, blocks_of
 from datastill.modalities.interactions_summary import TEMPERATURE, InteractionsSummary
 from datastill.modalities.interactions_table import Interactions
+from datastill.modalities.interactions_teacher import Taught, Teacher, feasible, hide_seen
+from datastill.modalities.interactions_weights import WeightedUsers
 from datastill.rng import fork
 
 CUTOFFS = (10, 100)
 RECOMMENDERS: dict[str, type[Recommender]] = {"ease": EASE, "popularity": Popularity, "mult-vae": MultVAE, "als": ALS}
-SMOOTHING = 0.1
-"""Mass that a clustered start spreads over all items, so that every logit is finite: this part of the row's own."""
-SUMMARY_OPTIONS = ("init_scale", "export_length", "draws", "sampler", "temperature", "weighted", "cardinality")
+Wanted: TypeAlias = UserRows | Held | Taught
+SHARPNESS = 5.0
+"""Factor of a ridge regression's predictions of rows, which are of the order of 1, before the softmax of a teacher's loss."""
+SAMPLED_OPTIONS = ("init_scale", "export_length", "draws", "temperature", "weighted", "cardinality")
+WEIGHTED_OPTIONS = ("interactions", "anneal")
 PAIR_BYTES = 8
 """A stored interaction: user and item as two 32-bit integers. A weight takes 4 bytes more."""
 
@@ -43,7 +47,8 @@ class InteractionsModality(Modality):
 
     Users are one group. Inputs are rows over all items, `SparseRows` for real users and dense for synthetic ones; a learner
     gives every item a score. `real(size)` holds out a part of each user's training items (afresh at each call): the others are
-    the input, and the loss asks for those held out. `real()` has whole rows as inputs and as targets, for training on all users.
+    the input, and the loss asks for those held out. `real()` has whole rows as inputs and as targets, whatever `holdout` and
+    `teacher` are: it is for training on all users.
 
     Scores follow Distill-CF (Sachdeva et al. 2022, arXiv 2206.02626), see `backbones.ranking`: a user is read through the
     training items, and for the test split also the validation items; these are not recommended again; users with held-out
@@ -53,6 +58,8 @@ class InteractionsModality(Modality):
         splits: as `read_interactions` gives them.
         holdout: fraction of a real user's items that `real(size)` hides, in [0, 1): a user with n >= 2 items has
             max(1, round(holdout * n)) hidden. 0 hides nothing: the input row is the target, as in Distill-CF.
+        teacher: "ease": `real(size)` holds nothing out, and the loss asks for the scores that EASE, fitted to all training
+            interactions, gives to the items that a user does not have; for up to 10,000 items. None asks for held-out items.
         width: hidden units of the finite autoencoder.
         chunk: users scored at once; memory is about chunk * items * 20 bytes.
     """
@@ -64,7 +71,15 @@ class InteractionsModality(Modality):
     evaluator: ClassVar[str | None] = "ntk"
     ridges: ClassVar[tuple[float, ...]] = (1e-3, 1e-2, 1e-1, 1.0, 5.0, 20.0, 50.0)
 
-    def __init__(self, splits: Splits, *, holdout: float = 0.2, width: int = 256, chunk: int = 1024) -> None:
+    def __init__(
+        self,
+        splits: Splits,
+        *,
+        holdout: float = 0.2,
+        teacher: str | None = None,
+        width: int = 256,
+        chunk: int = 1024,
+    ) -> None:
         require(
             isinstance(holdout, int | float) and 0 <= holdout < 1,
             f"holdout must be a number in [0, 1), got {holdout!r}.",
@@ -74,6 +89,10 @@ class InteractionsModality(Modality):
         self.width = check_count("width", width)
         self.chunk = check_count("chunk", chunk)
         self.items = len(splits.item_ids)
+        self._teacher: Teacher | None = None
+        known = feasible(teacher, self.items)
+        if known is not None:
+            self._teacher = Teacher(known, sparse_rows(splits.train), self.held_out("validation"))
         self.trained = np.flatnonzero(np.diff(splits.train.indptr))
 
     @classmethod
@@ -82,6 +101,7 @@ class InteractionsModality(Modality):
         logs: Any,
         *,
         holdout: float = 0.2,
+        teacher: str | None = None,
         width: int = 256,
         chunk: int = 1024,
         **options: Any,
@@ -90,11 +110,11 @@ class InteractionsModality(Modality):
 
         Args:
             logs: files, tables or a sparse matrix, see `read_interactions`.
-            holdout, width, chunk: see the class.
+            holdout, teacher, width, chunk: see the class.
             options: of `read_interactions`.
         """
         splits = read_interactions(logs, **options)
-        return cls(splits, holdout=holdout, width=width, chunk=chunk)
+        return cls(splits, holdout=holdout, teacher=teacher, width=width, chunk=chunk)
 
     # --- the target dataset -------------------------------------------------------------------------------------------
 
@@ -114,9 +134,12 @@ class InteractionsModality(Modality):
         users = np.concatenate(parts) if parts else self.trained[:0]
         rows = self.splits.train[users]
         zeros = torch.zeros(len(users), dtype=torch.int64)
-        if rng is None or size is None or self.holdout == 0:
+        if rng is None or size is None or (self._teacher is None and self.holdout == 0):
             whole = sparse_rows(rows)
             return Batch(whole, whole, zeros)
+        if self._teacher is not None:
+            known = sparse_rows(rows)
+            return Batch(known, self._teacher(known), zeros)
         hidden = hide(rows, self.holdout, rng)
         counts = np.diff(rows.indptr)
         single = np.repeat(counts < 2, counts)  # a user's only item is both what is read and what is to be found
@@ -147,12 +170,16 @@ class InteractionsModality(Modality):
         """Whether the item with the highest score is one that is to be found."""
         return self.encode(targets).gather(1, outputs.argmax(1, keepdim=True)).squeeze(1) > 0
 
-    def loss(self, outputs: Tensor, targets: UserRows | Held) -> Tensor:
+    def loss(self, outputs: Tensor, targets: Wanted) -> Tensor:
         """Multinomial negative log-likelihood of the targets, for each interaction.
 
         With p_u the softmax of user u's outputs over the items that are not `seen`, and t the targets' weights, this is
-        -sum_ui t_ui log p_ui / sum_ui t_ui. So a user counts as much as there are items to be found.
+        -sum_ui t_ui log p_ui / sum_ui t_ui. So a user counts as much as there are items to be found. With a teacher, t_u is
+        softmax(5 * its scores) over the same items, and all users count alike.
         """
+        if isinstance(targets, Taught):
+            logs = hide_seen(outputs, targets.seen).log_softmax(1)
+            return -(targets.shares(SHARPNESS) * logs).sum(1).mean()
         if isinstance(targets, Held):
             seen = torch.zeros(outputs.shape, dtype=torch.bool, device=outputs.device)
             seen[targets.seen.owners, targets.seen.columns] = True
@@ -165,14 +192,16 @@ class InteractionsModality(Modality):
         mass = targets.sum(1)
         return ((spread * mass).sum() - (targets * outputs).sum()) / mass.sum()
 
-    def encode(self, targets: UserRows | Held) -> Tensor:
-        """The rows of items to be found, dense (n, items)."""
+    def encode(self, targets: Wanted) -> Tensor:
+        """The rows of items to be found, or the teacher's scores, dense (n, items)."""
+        if isinstance(targets, Taught):
+            return targets.scores
         rows = targets.rows if isinstance(targets, Held) else targets
         return rows.dense() if isinstance(rows, SparseRows) else rows
 
-    def ridge_loss(self, predictions: Tensor, targets: UserRows | Held) -> Tensor:
-        """The same as `loss`, with predictions as logits, as in Distill-CF."""
-        return self.loss(predictions, targets)
+    def ridge_loss(self, predictions: Tensor, targets: Wanted) -> Tensor:
+        """The same as `loss`, with predictions as logits, as in Distill-CF; with a teacher, 5 times them."""
+        return self.loss(SHARPNESS * predictions if isinstance(targets, Taught) else predictions, targets)
 
     # --- training and scores ------------------------------------------------------------------------------------------
 
@@ -235,48 +264,73 @@ class InteractionsModality(Modality):
     # --- summaries and native datasets --------------------------------------------------------------------------------
 
     def summary(
-        self, counts: Sequence[int], *, rng: torch.Generator, init: str | Tensor = "real", **options: Any
-    ) -> InteractionsSummary:
-        """Synthetic users as logits over items.
+        self,
+        counts: Sequence[int],
+        *,
+        rng: torch.Generator,
+        init: str | Tensor = "real",
+        sampler: Literal["meanfield", "gumbel", "weights"] = "meanfield",
+        **options: Any,
+    ) -> Any:
+        """Synthetic users as logits over items (`InteractionsSummary`) or as weights of items (`WeightedUsers`).
 
         Args:
             counts: one number, of users; not more than there are real ones.
             rng: of the initial values.
-            init: "real" (rows of random real users, each item `init_scale` above the others), "active" (those of the
-                users with most items), positions of real users in `full` (whose rows are taken likewise), "noise" (standard
-                normals), or "kmeans" (mean rows of clusters of users, see `cluster_means`: for the mean-field sampler they
-                come out as they are, but for a slight smoothing; a good summary before any training).
-            options: `init_scale` (default 4); `export_length`, how many items each user exports (default: the mean of real
-                users); `draws` (default: the same, but at most a quarter of the items); and the others of
-                `InteractionsSummary`.
+            init: "real" (rows of random real users), "active" (those of the users with most items), positions of real users in
+                `full`, "kmeans" (mean rows of clusters of users, see `cluster_means`: a good summary before any training), or
+                "noise".
+            sampler: "meanfield" or "gumbel", see `InteractionsSummary`, or "weights", see `WeightedUsers`.
+            options: of "weights": `interactions` (default: as many as so many real users have on average) and `anneal`. Of
+                the others: `init_scale` (how far a real user's items start above the others, default 4); `export_length`, how
+                many items each user exports (default: the mean of real users); `draws` (default: the same, but at most a
+                quarter of the items); and those of `InteractionsSummary`.
         """
         users = self._check_counts(counts)
+        known = WEIGHTED_OPTIONS if sampler == "weights" else SAMPLED_OPTIONS
         for name in options:
-            if name not in SUMMARY_OPTIONS:
-                raise unknown_name("option of a summary of interactions", name, SUMMARY_OPTIONS)
+            if name not in known:
+                raise unknown_name(f"option of a summary of interactions with sampler {sampler!r}", name, known)
+        rows = self._initial(init, counts, rng)
+        mean = max(1, round(self.splits.train.nnz / len(self.trained)))
+        if sampler == "weights":
+            total = options.pop("interactions", None) or min(users * mean, users * self.items)
+            if rows is None:
+                weights = mean / self.items * torch.randn(users, self.items, generator=rng).exp()
+            else:
+                weights = positive_weights(rows)
+            return WeightedUsers(weights, self.splits.item_ids, interactions=total, **options)
         scale = options.pop("init_scale", 4.0)
         require(isinstance(scale, int | float) and scale > 0, f"init_scale must be a positive number, got {scale!r}.")
-        if not isinstance(init, str):
-            chosen = self.trained[self.check_chosen(init, counts).numpy()]
-            logits = scale * sparse_rows(self.splits.train[chosen]).dense()
-        elif init == "noise":
+        if rows is None:
             logits = torch.randn(users, self.items, generator=rng)
-        elif init == "kmeans":
-            means = torch.from_numpy(cluster_means(self.splits.train[self.trained], users, rng))
-            masses = means.sum(1)
+        elif isinstance(init, str) and init == "kmeans":
+            masses = rows.sum(1)
             temperature = float(options.get("temperature", TEMPERATURE))
-            logits = temperature * (means / masses[:, None] + SMOOTHING / self.items).log()
+            logits = temperature * (positive_weights(rows) / masses[:, None]).log()
             logits = logits - logits.mean(1, keepdim=True)
             if "draws" not in options:
                 options["masses"] = masses
-        elif init in ("real", "active"):
-            logits = scale * sparse_rows(self.splits.train[self._pick(users, init, rng)]).dense()
         else:
-            raise unknown_name("init", init, ("real", "active", "noise", "kmeans"))
-        mean = max(1, round(self.splits.train.nnz / len(self.trained)))
+            logits = scale * rows
         length = min(check_count("export_length", options.pop("export_length", mean)), self.items)
         options.setdefault("draws", max(1, min(mean, self.items // 4)))
-        return InteractionsSummary(logits, self.splits.item_ids, np.full(users, length), **options)
+        return InteractionsSummary(logits, self.splits.item_ids, np.full(users, length), sampler=sampler, **options)
+
+    def _initial(self, init: str | Tensor, counts: Sequence[int], rng: torch.Generator) -> Tensor | None:
+        """Rows of real users or means of clusters, (users, items); None for noise."""
+        users = self._check_counts(counts)
+        if not isinstance(init, str):
+            picked = self.trained[self.check_chosen(init, counts).numpy()]
+        elif init == "noise":
+            return None
+        elif init == "kmeans":
+            return torch.from_numpy(cluster_means(self.splits.train[self.trained], users, rng))
+        elif init in ("real", "active"):
+            picked = self._pick(users, init, rng)
+        else:
+            raise unknown_name("init", init, ("real", "active", "noise", "kmeans"))
+        return sparse_rows(self.splits.train[picked]).dense()
 
     def read(self, dataset: Interactions) -> Batch:
         found, _, _ = dataset.to_csr(self.splits.item_ids)

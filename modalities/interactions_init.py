@@ -5,8 +5,16 @@ from __future__ import annotations
 import numpy as np
 import scipy.sparse as sp
 import torch
+from torch import Tensor
 
 _CHUNK = 4096
+_SMOOTHING = 0.1
+"""Share of a row's mass that is spread over all items, so that every weight is positive."""
+
+
+def positive_weights(rows: Tensor) -> Tensor:
+    """Positive weights of items, near to `rows` (users, items), which have at least one item each."""
+    return (1 - _SMOOTHING) * rows + _SMOOTHING * rows.mean(1, keepdim=True)
 
 
 def cluster_means(rows: sp.csr_matrix, clusters: int, rng: torch.Generator, iterations: int = 20) -> np.ndarray:

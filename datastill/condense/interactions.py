@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from datastill.condense.common import Job, condenser, find_recipe
-from datastill.errors import check_count
+from datastill.errors import InputError, check_count
 from datastill.modalities.interactions import InteractionsModality
 from datastill.modalities.interactions_table import Interactions
 from datastill.recipe import Recipe
@@ -19,6 +20,7 @@ def condense_interactions(
     logs: Any,
     *,
     users: int = 500,
+    interactions: int | None = None,
     recipe: str | Recipe | None = None,
     user_column: str | None = None,
     item_column: str | None = None,
@@ -43,6 +45,8 @@ def condense_interactions(
         logs: .parquet, .csv, .tsv or RecBole .inter files (a path, a list of paths, a folder or a glob pattern), a pandas,
             polars or Arrow table, or a SciPy sparse matrix (users, items).
         users: synthetic users in the result, at least 1 and at most the number of real ones.
+        interactions: rows in the result, at least one a synthetic user; None is as many as so many real users have on average.
+            For recipes of weighted rows, as the default is.
         recipe: one of `datastill.recipes` for interactions, or None for the default.
         user_column: name of the column of user ids, integers or strings; None finds the usual names.
         item_column: name of the column of item ids, likewise.
@@ -62,8 +66,8 @@ def condense_interactions(
         progress: whether a progress bar is shown on stderr.
 
     Returns:
-        (user, item, weight) rows with the original item ids; synthetic users are 0, 1, ... Each has as many items as real
-        users on average. `weight` in (0, 1] says how strongly an item counts; a recommender that takes no weights ignores it.
+        (user, item, weight) rows with the original item ids; synthetic users are 0, 1, ... `weight` > 0 says how strongly an
+        item counts, 1 being about what it is for a real user. A recommender that takes no weights ignores it.
 
     Raises:
         InputError: for logs or arguments that cannot be used, before work starts.
@@ -84,6 +88,13 @@ def condense_interactions(
         core=core,
         duplicates=duplicates,
         seed=seed,
+        **chosen.target,
     )
+    if interactions is not None:
+        if chosen.summary.get("sampler") != "weights":
+            raise InputError(
+                f"interactions is for recipes of weighted rows; recipe {chosen.name!r} exports rows by users."
+            )
+        chosen = dataclasses.replace(chosen, summary={**chosen.summary, "interactions": interactions})
     options = {"seed": seed, "steps": steps, "out": out, "device": device, "progress": progress}
     return Job(modality, [users], chosen, options)

@@ -140,13 +140,6 @@ def test_all_metrics_in_one_pass() -> None:
     assert found["pooled-auc"] == pytest.approx(np.mean(chances), abs=0.02)
 
 
-def test_the_best_candidate_is_chosen_and_the_first_of_equals() -> None:
-    wanted = sp.csr_matrix(np.eye(3))
-    holdout = Holdout(sp.csr_matrix((3, 3)), wanted, metric="hr@1")
-    right, wrong = torch.eye(3), -torch.eye(3)
-    assert holdout.best(lambda rows: torch.ones(()), [lambda f: wrong, lambda f: right * f, lambda f: right]) == 1
-
-
 @pytest.mark.parametrize(
     ("histories", "wanted", "message"),
     [

@@ -99,7 +99,7 @@ def test_the_best_ridge_on_held_out_items_is_taken() -> None:
     histories, wanted = communities()
     holdout = Holdout(histories, wanted)
     for make in (lambda ridge: EASE(ridge), lambda ridge: InfiniteAutoencoder(ridge=ridge)):
-        ridges = (1e-2, 1.0, 1e4)
+        ridges = (1e-4, 1e-2, 1.0, 1e2, 1e4)
         alone = [holdout.score(make(ridge).fit(histories))["ndcg@10"] for ridge in ridges]
         assert make(ridges).fit(histories, holdout).ridge == ridges[int(np.argmax(alone))]
 
@@ -107,7 +107,7 @@ def test_the_best_ridge_on_held_out_items_is_taken() -> None:
 def test_a_ridge_that_leaves_equal_users_singular_is_passed_over() -> None:
     rows = sp.csr_matrix(np.tile([[1.0, 0, 1.0, 0]], (4, 1)))
     wanted = sp.csr_matrix(np.tile([[0, 1.0, 0, 0]], (4, 1)))
-    with pytest.raises(InputError, match="singular at ridge 0"):
+    with pytest.raises(InputError, match="Gram matrix of these users is singular"):
         InfiniteAutoencoder(ridge=0).fit(rows)
     assert InfiniteAutoencoder(ridge=(0, 0.5)).fit(rows, Holdout(rows, wanted)).ridge == 0.5
 

@@ -1,0 +1,187 @@
+"""Weighted synthetic users that are thinned out, and the teacher whose recommendations they learn."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import scipy.sparse as sp
+import torch
+
+from datastill import distill, evaluate
+from datastill.errors import InputError
+from datastill.modalities import interactions_teacher
+from datastill.modalities.interactions import InteractionsModality
+from datastill.modalities.interactions_teacher import Taught
+from datastill.modalities.interactions_weights import WeightedUsers
+from datastill.objectives.kernel_ridge import KernelRidge
+from datastill.recommenders import EASE
+from datastill.rng import generator
+
+
+def logs(users: int = 60, seed: int = 0) -> sp.csr_matrix:
+    """Users with 7 of the 10 items of one of four communities, and one item of any."""
+    rng = np.random.default_rng(seed)
+    rows = np.zeros((users, 40))
+    for user in range(users):
+        rows[user, user % 4 * 10 + rng.permutation(10)[:7]] = 1
+        rows[user, rng.integers(40)] = 1
+    return sp.csr_matrix(rows)
+
+
+def weighted(weights: list[list[float]], interactions: int, **options: Any) -> WeightedUsers:
+    tensor = torch.tensor(weights)
+    return WeightedUsers(tensor, np.arange(tensor.shape[1]), interactions=interactions, **options)
+
+
+def test_a_row_is_its_weights() -> None:
+    weights = [[0.5, 2.0, 0.1], [1.0, 0.2, 3.0]]
+    batch = weighted(weights, 4)()
+    assert torch.allclose(batch.inputs, torch.tensor(weights))
+    assert batch.inputs is batch.targets
+
+
+def test_the_export_has_the_largest_weights_and_every_user() -> None:
+    summary = weighted([[0.5, 2.0, 0.1], [0.01, 0.02, 0.03], [1.0, 0.2, 3.0]], 5)
+    assert not summary.exact_export
+    table = summary.export()
+    found = set(zip(table.users.tolist(), table.items.tolist()))
+    assert found == {
+        (0, 0),
+        (0, 1),
+        (1, 2),
+        (2, 0),
+        (2, 2),
+    }  # (1, 2) is not among the five largest, but its user's largest
+    assert table.weights is not None
+    assert np.allclose(sorted(table.weights), [0.03, 0.5, 1.0, 2.0, 3.0])
+
+
+def test_weights_are_dropped_over_the_run_by_a_geometric_schedule_and_for_good() -> None:
+    rng = torch.Generator().manual_seed(0)
+    summary = WeightedUsers(torch.rand(10, 100, generator=rng) + 0.1, np.arange(100), interactions=50, anneal=0.5)
+    summary.plan(20)
+    left = [summary.left()]
+    for _ in range(12):
+        before = summary().inputs.detach()
+        summary.project_()
+        after = summary().inputs.detach()
+        dropped = (before > 0) & (after == 0)
+        assert torch.equal(after[~dropped], before[~dropped])
+        left.append(summary.left())
+    expected = [round(1000 * 0.05 ** min(1, step / 10)) for step in range(13)]
+    assert left == expected
+    assert summary.exact_export
+    (gradient,) = torch.autograd.grad(summary().inputs.sum(), summary.logs)
+    assert bool((gradient[summary().inputs == 0] == 0).all())
+
+
+def test_nothing_is_dropped_without_annealing() -> None:
+    summary = weighted([[0.5, 2.0, 0.1]], 1, anneal=None)
+    summary.plan(2)
+    for _ in range(3):
+        summary.project_()
+    assert summary.left() == 3
+    assert len(summary.export()) == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"interactions": 1}, "at least the number of users, 2"),
+        ({"interactions": 3, "anneal": 0}, "anneal"),
+        ({"interactions": 3, "anneal": 1.5}, "anneal"),
+    ],
+)
+def test_what_cannot_be_is_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        weighted([[1.0, 2.0], [1.0, 1.0]], **options)
+
+
+@pytest.mark.parametrize("init", ["real", "active", "kmeans", "noise"])
+def test_every_start_is_positive_and_of_the_asked_size(init: str) -> None:
+    modality = InteractionsModality.from_logs(logs())
+    summary = modality.summary([6], rng=generator(0), init=init, sampler="weights")
+    rows = summary().inputs
+    assert rows.shape == (6, 40)
+    assert bool((rows > 0).all())
+    assert len(summary.export()) == 6 * round(modality.splits.train.nnz / 60)
+    if init == "real":
+        mine = (rows > 0.5).int().tolist()
+        assert all(row in modality.splits.train.toarray().astype(int).tolist() for row in mine)
+
+
+def test_options_of_the_other_samplers_are_refused() -> None:
+    modality = InteractionsModality.from_logs(logs())
+    with pytest.raises(InputError, match="draws"):
+        modality.summary([6], rng=generator(0), sampler="weights", draws=3)
+    with pytest.raises(InputError, match="interactions"):
+        modality.summary([6], rng=generator(0), sampler="gumbel", interactions=30)
+
+
+# --- the teacher ------------------------------------------------------------------------------------------------------
+
+
+def taught() -> InteractionsModality:
+    return InteractionsModality.from_logs(logs(), teacher="ease")
+
+
+def test_a_real_batch_has_whole_rows_and_the_teachers_scores() -> None:
+    modality = taught()
+    batch = modality.real(9, rng=generator(0))
+    assert isinstance(batch.targets, Taught)
+    rows = batch.inputs.dense()
+    assert set(map(tuple, rows.tolist())) <= set(map(tuple, modality.splits.train.toarray().tolist()))
+    teacher = EASE().fit(modality.splits.train, modality.held_out("validation"))
+    assert torch.allclose(batch.targets.scores, teacher(batch.inputs), atol=1e-6)
+    part = batch.take(torch.tensor([2, 0])).targets
+    assert torch.equal(part.scores, batch.targets.scores[[2, 0]])
+    assert torch.equal(
+        modality.real().targets.dense(), modality.real().inputs.dense()
+    )  # training on all stays as it is
+
+
+def test_the_loss_is_the_cross_entropy_over_unseen_items_by_hand() -> None:
+    modality = taught()
+    batch = modality.real(4, rng=generator(0))
+    outputs = torch.randn(4, 40, generator=generator(1))
+    expected = 0.0
+    for row, scores, output in zip(batch.inputs.dense(), batch.targets.scores, outputs):
+        wanted = np.exp(5 * scores[row == 0].double().numpy())
+        logits = output[row == 0].double().numpy()
+        expected -= float((wanted / wanted.sum()) @ (logits - np.log(np.exp(logits).sum()))) / 4
+    assert float(modality.loss(outputs, batch.targets)) == pytest.approx(expected, rel=1e-5)
+    assert float(modality.ridge_loss(outputs / 5, batch.targets)) == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_teacher_itself_has_the_least_loss() -> None:
+    modality = taught()
+    batch = modality.real(20, rng=generator(0))
+    scores = batch.targets.scores
+    best = modality.ridge_loss(scores, batch.targets)
+    noise = torch.randn(scores.shape, generator=generator(1))
+    assert modality.ridge_loss(scores + 0.05 * noise, batch.targets) > best
+
+
+def test_with_too_many_items_the_held_out_ones_are_the_target(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(interactions_teacher, "LARGEST", 39)
+    with pytest.warns(UserWarning, match="40 items, more than the 39"):
+        modality = InteractionsModality.from_logs(logs(), teacher="ease")
+    assert not isinstance(modality.real(3, rng=generator(0)).targets, Taught)
+
+
+def test_an_unknown_teacher_is_refused() -> None:
+    with pytest.raises(InputError, match="'ease'"):
+        InteractionsModality.from_logs(logs(), teacher="eas")
+
+
+def test_thinned_weights_beat_as_many_rows_of_random_users() -> None:
+    modality = taught()
+    summary = modality.summary([4], rng=generator(0), init="noise", sampler="weights", interactions=24)
+    result = distill(
+        modality, summary, KernelRidge(ridge=1.0, real_size=60), steps=60, lr=0.1, select_on="export", progress=False
+    )
+    assert len(result.export()) == 24
+    found = evaluate(result, seeds=3, progress=False)
+    assert found.gap_closed() > 0.5
