@@ -178,10 +178,10 @@ def test_an_unknown_teacher_is_refused() -> None:
 
 def test_thinned_weights_beat_as_many_rows_of_random_users() -> None:
     modality = taught()
-    summary = modality.summary([4], rng=generator(0), init="noise", sampler="weights", interactions=24)
+    summary = modality.summary([8], rng=generator(0), init="kmeans", sampler="weights", interactions=40)
     result = distill(
         modality, summary, KernelRidge(ridge=1.0, real_size=60), steps=60, lr=0.1, select_on="export", progress=False
     )
-    assert len(result.export()) == 24
+    assert len(result.export()) == 40
     found = evaluate(result, seeds=3, progress=False)
     assert found.gap_closed() > 0.5
