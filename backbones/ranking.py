@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from datastill import processes
 from datastill.backbones.base import Predictor
 from datastill.backbones.recommender import SparseRows, user_rows
 from datastill.errors import InputError, check_count, require
@@ -136,16 +137,25 @@ class Holdout:
 
     def __iter__(self) -> Iterator[tuple[SparseRows, SparseRows]]:
         """Chunks of users: what they are read through, and what is to be found."""
-        for users in torch.arange(len(self), device=self.wanted.starts.device).split(self.chunk):
+        for users in self._chunks():
             yield self.histories.take(users), self.wanted.take(users)
+
+    def shared(self) -> Iterator[tuple[SparseRows, SparseRows]]:
+        """The chunks that fall to this process, where several score together."""
+        for users in processes.mine(self._chunks()):
+            yield self.histories.take(users), self.wanted.take(users)
+
+    def _chunks(self) -> Sequence[Tensor]:
+        return torch.arange(len(self), device=self.wanted.starts.device).split(self.chunk)
 
     def score(self, predictor: Predictor, cutoffs: Sequence[int] = (10, 100)) -> dict[str, float]:
         """HR, nDCG and recall of a predictor, means over users."""
-        sums: dict[str, float] = {}
-        for histories, wanted in self:
+        sums = {f"{name}@{k}": 0.0 for k in cutoffs for name in ("hr", "ndcg", "recall")}
+        for histories, wanted in self.shared():
             for name, values in ranking_metrics(predictor(histories), histories, wanted, cutoffs).items():
-                sums[name] = sums.get(name, 0.0) + float(values.sum())
-        return {name: total / len(self) for name, total in sums.items()}
+                sums[name] += float(values.sum())
+        totals = processes.total(torch.tensor(list(sums.values()), dtype=torch.float64)).tolist()
+        return {name: total / len(self) for name, total in zip(sums, totals)}
 
 
 def all_metrics(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import difflib
 import os
 import sys
@@ -39,6 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     for message in (".*torch.jit.*", "Sparse CSR tensor support", "Sparse invariant checks"):
         warnings.filterwarnings("ignore", message=message)  # of libraries about themselves; nothing a user can mend
     try:
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # started by torchrun
+            _join()
         _run(given)
         sys.stdout.flush()
     except DatastillError as error:
@@ -51,6 +54,16 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         print("datastill: interrupted; the same command goes on from the last checkpoint.", file=sys.stderr)
         sys.exit(130)
     sys.exit(0)
+
+
+def _join() -> None:
+    """Become one of several processes, of which the first alone speaks."""
+    from datastill import processes
+
+    processes.start()
+    atexit.register(processes.stop)
+    if not processes.is_main():
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
 
 
 def _run(given: list[str]) -> None:

@@ -43,7 +43,7 @@ def condense(kind: str, arguments: Sequence[str]) -> None:
     check_device(options.get("device"))
     folder = Path(options["out"])
 
-    from datastill import artifact
+    from datastill import artifact, processes
     from datastill.evaluation import evaluate
 
     found = source(**{name: options[name] for name in from_source}, **_seed(source, options))
@@ -52,7 +52,8 @@ def condense(kind: str, arguments: Sequence[str]) -> None:
     if options["protocol"] is not None:
         job.modality.published_protocol(options["protocol"])  # a wrong name is said before the work, not after
     result = job.run()
-    _write_settings(folder, kind, options)
+    if processes.is_main():
+        _write_settings(folder, kind, options)
     evaluation = None
     if options["seeds"] > 0:
         evaluation = evaluate(
@@ -60,11 +61,12 @@ def condense(kind: str, arguments: Sequence[str]) -> None:
             seeds=options["seeds"],
             learners=_listed(options["learners"]),
             protocol=options["protocol"],
-            progress=not options["quiet"],
+            progress=not options["quiet"] and processes.is_main(),
         )
         print(evaluation.table())
-    stored = artifact.save(result, folder / artifact.RUN_SUBFOLDER, evaluation=evaluation)
-    _finish(folder, stored)
+    if processes.is_main():
+        stored = artifact.save(result, folder / artifact.RUN_SUBFOLDER, evaluation=evaluation)
+        _finish(folder, stored)
 
 
 def evaluate_run(arguments: Sequence[str]) -> None:

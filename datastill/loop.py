@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from datastill import processes
 from datastill.checkpoint import Checkpoints
 from datastill.errors import DivergenceError, check_count, check_device, require, unknown_name
 from datastill.modalities.base import Modality, Summary
@@ -106,6 +107,9 @@ def distill(
     the caller's global random state is untouched. With `checkpoint_dir` a run that was killed goes on where it was when called
     again with the same arguments, and ends bit-for-bit as if it had not been.
 
+    Under `torchrun` all processes make the same call; real batches are shared out and the main process writes, see
+    `datastill.processes`.
+
     Args:
         modality: the target dataset.
         summary: what is optimised; it holds the selected parameters afterwards, on the CPU.
@@ -148,11 +152,14 @@ def distill(
     if validate_every != 0:
         modality.check_split("validation")
     every = max(1, steps // 10) if validate_every is None else validate_every
-    modality.to(device)
+    modality.to(processes.local_device(device))
     summary.to(modality.device)
     summary.plan(steps)
     folder = None if checkpoint_dir is None else Path(checkpoint_dir)
-    with isolated(derive_seed(seed, "start")):
+    with (
+        isolated(derive_seed(seed, "start")),
+        processes.main_first(),
+    ):  # what it prepares in the folder the others find there
         objective.start(modality, summary, seed=derive_seed(seed, "objective"), workdir=folder)
     groups = {**summary.parameter_groups(), **{name: [value] for name, value in objective.learnables().items()}}
     outer = OuterOptimizer(
@@ -226,7 +233,13 @@ class _Run:
 
     def go(self, every: int, checkpoints: Checkpoints | None, checkpoint_every: int, progress: bool) -> None:
         began = time.perf_counter() - self.seconds
-        bar = tqdm(total=self.steps, initial=self.step, desc=self.objective.name, disable=not progress, leave=False)
+        bar = tqdm(
+            total=self.steps,
+            initial=self.step,
+            desc=self.objective.name,
+            disable=not (progress and processes.is_main()),
+            leave=False,
+        )
         shown: dict[str, str] = {}
         with bar:
             if every and self.step == 0 and self.best_score is None:
@@ -240,7 +253,7 @@ class _Run:
                 bar.update()
                 self.seconds = time.perf_counter() - began
                 due = self.step % checkpoint_every == 0 or self.step == self.steps
-                if checkpoints is not None and due:
+                if checkpoints is not None and due and processes.is_main():
                     checkpoints.save(self.step, self.state_dict())
         if self.best is not None:
             self.summary.load_state_dict(self.best)
@@ -257,10 +270,11 @@ class _Run:
                 loss = loss if penalty is None else loss + penalty
             except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
                 raise self._divergence(f"a matrix that should be positive definite ({error})") from error
-            value = float(loss.detach())
+            value = float(processes.average([loss.detach()])[0])
             if not math.isfinite(value):
                 raise self._divergence("loss")
             loss.backward()
+            processes.average_gradients(self.outer.parameters)
             self._check_gradients()
             before = [parameter.detach().clone() for parameter in self.outer.parameters]
             self.outer.step(self.step)
@@ -298,7 +312,7 @@ class _Run:
                 rng = generator(self.seed, "validation", number)
                 predictor = self.modality.fit(batch, self.validator, rng=rng)
                 scores.append(self.modality.score(predictor, "validation")[self.modality.metric])
-        score = sum(scores) / len(scores)
+        score = processes.agree(sum(scores) / len(scores))
         if self.best_score is None or score > self.best_score:
             self.best_score, self.best_step = score, self.step
             self.best = copy.deepcopy(self.summary.state_dict())

@@ -230,6 +230,13 @@ class Modality(ABC):
         """
         raise InputError(f"Outputs on {self.kind} data are not right or wrong, so forgetting cannot be counted.")
 
+    def weight(self, batch: Batch) -> float:
+        """What `loss` and `ridge_loss` of these real points are a mean over. Default: the points.
+
+        With several processes each has a share of a batch, and their losses are averaged by this weight.
+        """
+        return float(len(batch))
+
     def augment(self, batch: Batch, seed: int) -> Batch:
         """Differentiable augmentation; equal seeds apply equal transformations to any two batches (siamese). Default: none."""
         return batch

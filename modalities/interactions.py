@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
+import tempfile
+import weakref
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeAlias
 
 import numpy as np
@@ -11,6 +15,7 @@ import scipy.sparse as sp
 import torch
 from torch import Tensor
 
+from datastill import processes
 from datastill.backbones.als import ALS
 from datastill.backbones.base import Kernel, Predictor
 from datastill.backbones.batch import map_tensors
@@ -113,7 +118,14 @@ class InteractionsModality(Modality):
             holdout, teacher, width, chunk: see the class.
             options: of `read_interactions`.
         """
-        splits = read_interactions(logs, **options)
+        shared = None
+        if options.get("store") is None and processes.size() > 1:  # one process reads the logs for all
+            shared = Path(processes.agree(tempfile.mkdtemp(prefix="datastill-") if processes.is_main() else None))
+            options["store"] = shared / "log"
+        with processes.main_first():
+            splits = read_interactions(logs, **options)
+        if shared is not None and processes.is_main():
+            weakref.finalize(splits.train, shutil.rmtree, shared, ignore_errors=True)
         return cls(splits, holdout=holdout, teacher=teacher, width=width, chunk=chunk)
 
     # --- the target dataset -------------------------------------------------------------------------------------------
@@ -191,6 +203,13 @@ class InteractionsModality(Modality):
             return gaps.sum() / values.sum()
         mass = targets.sum(1)
         return ((spread * mass).sum() - (targets * outputs).sum()) / mass.sum()
+
+    def weight(self, batch: Batch) -> float:
+        """The weights of the items to be found; the users, if there is a teacher."""
+        if isinstance(batch.targets, Taught):
+            return float(len(batch))
+        rows = batch.targets.rows if isinstance(batch.targets, Held) else batch.targets
+        return float((rows.values if isinstance(rows, SparseRows) else rows).sum(dtype=torch.float64))
 
     def encode(self, targets: Wanted) -> Tensor:
         """The rows of items to be found, or the teacher's scores, dense (n, items)."""

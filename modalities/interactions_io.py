@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from datastill import processes
 from datastill.bundle import has_bundle
 from datastill.errors import InputError, check_count, require
 from datastill.modalities.interactions_coded import CodedLog
@@ -70,7 +71,8 @@ def read_interactions(
         raise InputError("split='time' needs a column of times; name it with time_column, or use split='random'.")
     chosen = {"rule": repr(rule), "core": core, "duplicates": duplicates, "unseen": unseen}
     identity = {"source": coded.source.identity, "columns": repr(sorted(columns.items())), **chosen}
-    if path is not None and coded.source.identity is not None and has_bundle(path):
+    found_before = coded.source.identity is not None or not processes.is_main()
+    if path is not None and found_before and has_bundle(path):
         coded.close()
         return _reopen(path, identity)
     with coded:

@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from datastill import processes
 from datastill.modalities.base import Modality, Summary
 
 
@@ -78,6 +79,7 @@ class RealBatches:
         self.draw = draw
         self.size = size
         self._all: Any = None
+        self._share: Any = None
 
     def __call__(self, rng: torch.Generator) -> Any:
         if self.size is not None:
@@ -85,3 +87,17 @@ class RealBatches:
         if self._all is None:
             self._all = self.draw()
         return self._all
+
+    def share(self, rng: torch.Generator) -> Any:
+        """This process's share of the batch that a call would give; all of it, if there is one process."""
+        if processes.size() == 1:
+            return self(rng)
+        if self.size is None:
+            if self._share is None:
+                self._share = _shared(self.draw())
+            return self._share
+        return _shared(self.draw(self.size, rng=rng))
+
+
+def _shared(batch: Any) -> Any:
+    return batch.take(processes.share(len(batch)).to(batch.groups.device))

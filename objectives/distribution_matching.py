@@ -17,6 +17,7 @@ from datastill.backbones.training import Protocol, train
 from datastill.errors import check_count, require
 from datastill.modalities.base import Modality, Summary
 from datastill.objectives.base import Objective, RealBatches
+from datastill.processes import total
 from datastill.rng import fork
 
 
@@ -63,12 +64,12 @@ class DistributionMatching(Objective):
     def loss(self, rng: torch.Generator) -> Tensor:
         """The squared distance of group means, summed over features and groups."""
         net = self._current_learner(rng)
-        real, synthetic = self._real(rng), self.summary(rng)
+        real, synthetic = self._real.share(rng), self.summary(rng)
         if self.augment:
             seed = fork(rng) % 2**31
             real, synthetic = self.modality.augment(real, seed), self.modality.augment(synthetic, seed)
         with torch.no_grad():
-            target = group_means(net.embed(real.inputs), real.groups, self.modality.num_groups)
+            target = group_means(net.embed(real.inputs), real.groups, self.modality.num_groups, shared=True)
         counts = torch.bincount(synthetic.groups, minlength=self.modality.num_groups)
         weights = (counts > 0).to(target.dtype) if self.weighting == "uniform" else counts / counts.sum()
         means = group_means(net.embed(synthetic.inputs), synthetic.groups, self.modality.num_groups)
@@ -99,8 +100,14 @@ class DistributionMatching(Objective):
             self._net = net.requires_grad_(False)
 
 
-def group_means(features: Tensor, groups: Tensor, count: int) -> Tensor:
-    """Mean feature of each of `count` groups, (count, width); zero for a group without points."""
+def group_means(features: Tensor, groups: Tensor, count: int, *, shared: bool = False) -> Tensor:
+    """Mean feature of each of `count` groups, (count, width); zero for a group without points.
+
+    `shared` says that other processes have points of these groups too, which are to count.
+    """
     flat = features.flatten(1)
     sums = flat.new_zeros(count, flat.shape[1]).index_add(0, groups, flat)
-    return sums / torch.bincount(groups, minlength=count).clamp(min=1)[:, None].to(flat.dtype)
+    sizes = torch.bincount(groups, minlength=count).to(flat.dtype)
+    if shared:
+        sums, sizes = total(sums), total(sizes)
+    return sums / sizes.clamp(min=1)[:, None]

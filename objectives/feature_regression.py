@@ -18,6 +18,7 @@ from datastill.errors import check_count, require
 from datastill.modalities.base import Modality, Summary
 from datastill.objectives.base import Objective, RealBatches
 from datastill.objectives.pool import LearnerPool
+from datastill.processes import portion
 from datastill.rng import fork, generator
 
 
@@ -71,7 +72,7 @@ class FeatureRegression(Objective):
     def loss(self, rng: torch.Generator) -> Tensor:
         """The regression's loss on real points, and the label margin."""
         net = self._pool.pick(rng)
-        real, synthetic = self._real(rng), self.summary(rng)
+        real, synthetic = self._real.share(rng), self.summary(rng)
         labels = synthetic.targets
         if self.augment:
             seed = fork(rng) % 2**31
@@ -81,6 +82,7 @@ class FeatureRegression(Objective):
         ours = net.embed(synthetic.inputs).flatten(1)
         coefficients = ridge_solve(ours @ ours.T, self.modality.encode(synthetic.targets), self.ridge)
         loss = self.modality.ridge_loss(theirs @ (ours.T @ coefficients), real.targets)
+        loss = portion(loss, self.modality.weight(real))
         return loss + self.margin * label_margin(labels) if self._learns_labels else loss
 
     def after_step(self, rng: torch.Generator) -> None:

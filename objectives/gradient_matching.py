@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
+from datastill import processes
 from datastill.backbones.base import Learner
 from datastill.backbones.batch import Batch
 from datastill.backbones.training import Protocol, make_optimizer
@@ -86,12 +87,15 @@ class GradientMatching(Objective):
         if self._net is None:
             self._adopt(self.modality.learner(self.learner, rng=rng))
         assert self._net is not None
-        real, synthetic = self._real(rng), self.summary(rng)
+        real, synthetic = self._real.share(rng), self.summary(rng)
         groups = [group for group in range(self.modality.num_groups) if bool((synthetic.groups == group).any())]
         seeds = [fork(rng) % 2**31 for _ in groups]
         counts = torch.bincount(synthetic.groups, minlength=self.modality.num_groups)
         total = torch.zeros((), dtype=self.modality.dtype, device=self.modality.device)
         real_side = self._gradients(real, groups, seeds, differentiable=False)
+        if processes.size() > 1:
+            weights = [self.modality.weight(real.of_group(group)) for group in groups]
+            real_side = [processes.average(gradients, weight) for gradients, weight in zip(real_side, weights)]
         synthetic_side = self._gradients(synthetic, groups, seeds, differentiable=True)
         for group, target, ours in zip(groups, real_side, synthetic_side):
             weight = counts[group] / counts.max() if self.weighting == "size" else 1.0

@@ -18,6 +18,7 @@ from datastill.backbones.ridge import ridge_solve
 from datastill.errors import check_count, require, unknown_name
 from datastill.modalities.base import Modality, Summary
 from datastill.objectives.base import Objective, RealBatches
+from datastill.processes import portion
 from datastill.rng import fork
 
 
@@ -61,13 +62,14 @@ class KernelRidge(Objective):
     def loss(self, rng: torch.Generator) -> Tensor:
         """The ridge regression's loss on real points."""
         kernel = self._draw_kernel(rng)
-        real, synthetic = self._real(rng), self.summary(rng)
+        real, synthetic = self._real.share(rng), self.summary(rng)
         if self.augment:
             seed = fork(rng) % 2**31
             real, synthetic = self.modality.augment(real, seed), self.modality.augment(synthetic, seed)
         gram = kernel(synthetic.inputs, synthetic.inputs)
         coefficients = ridge_solve(gram, self.modality.encode(synthetic.targets), self.ridge)
-        return self.modality.ridge_loss(kernel(real.inputs, synthetic.inputs) @ coefficients, real.targets)
+        loss = self.modality.ridge_loss(kernel(real.inputs, synthetic.inputs) @ coefficients, real.targets)
+        return portion(loss, self.modality.weight(real))
 
     def _draw_kernel(self, rng: torch.Generator) -> Kernel:
         if self.kernel != "features":

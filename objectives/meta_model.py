@@ -19,6 +19,7 @@ from datastill.modalities.base import Modality, Summary
 from datastill.objectives.base import Objective, RealBatches
 from datastill.objectives.inner import PositiveRates, shuffled_picks, step_augmentation
 from datastill.objectives.unroll import Descent, unroll
+from datastill.processes import portion
 from datastill.rng import fork
 
 
@@ -70,7 +71,7 @@ class UnrolledTraining(Objective):
     def loss(self, rng: torch.Generator) -> Tensor:
         """The trained learner's loss on real points."""
         net = self.modality.learner(self.learner, rng=rng)
-        real, synthetic = self._real(rng), self.summary(rng)
+        real, synthetic = self._real.share(rng), self.summary(rng)
         picks = shuffled_picks(len(synthetic), self.inner_batch, self.inner_steps, rng)
         descent = Descent(
             net,
@@ -84,7 +85,8 @@ class UnrolledTraining(Objective):
         trained = unroll(descent, parameters_of(net), synthetic, rates)
         if self.augment:
             real = self.modality.augment(real, fork(rng) % 2**31)
-        return self.modality.loss(call_with(net, trained, real.inputs), real.targets)
+        loss = self.modality.loss(call_with(net, trained, real.inputs), real.targets)
+        return portion(loss, self.modality.weight(real))
 
     def learnables(self) -> dict[str, nn.Parameter]:
         return {"inner_lr": self._rates.raw} if self.learn_lr else {}

@@ -12,6 +12,7 @@ from typing import Any, Generic, ParamSpec, Protocol, TypeVar, cast, get_args
 
 import torch
 
+from datastill import processes
 from datastill.errors import check_count, check_device, require
 from datastill.loop import Callback, Event, Result, distill
 from datastill.metrics_log import MetricsLog
@@ -69,7 +70,7 @@ def run_recipe(
     elif steps is not None:
         recipe = dataclasses.replace(recipe, steps=check_count("steps", steps))
     folder = None if out is None else Path(out)
-    log: list[Callback] = [] if folder is None else [MetricsLog(folder / "metrics.jsonl")]
+    log: list[Callback] = [] if folder is None or not processes.is_main() else [MetricsLog(folder / "metrics.jsonl")]
     heard = [*log, *callbacks]
     if recipe.objective is None:
         modality.to(device)
@@ -87,7 +88,7 @@ def run_recipe(
             progress=progress,
         )
     result.recipe, result.seed = recipe.name, seed
-    if folder is not None:
+    if folder is not None and processes.is_main():
         from datastill.artifact import save
 
         save(result, folder / "artifact")
