@@ -53,14 +53,17 @@ def stop() -> None:
         dist.destroy_process_group()
 
 
+_apart = False
+
+
 def size() -> int:
-    """How many processes there are."""
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    """How many processes there are; 1 inside of `main_first`."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() and not _apart else 1
 
 
 def rank() -> int:
     """Which of them this is, from 0."""
-    return dist.get_rank() if size() > 1 else 0
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
 
 
 def is_main() -> bool:
@@ -77,16 +80,22 @@ def local_device(device: Any) -> Any:
 
 @contextmanager
 def main_first() -> Iterator[None]:
-    """A block that the main process runs before the others, who may find what it made. No sums are taken in it."""
-    if not is_main():
+    """A block that the main process runs before the others, who may find what it made. In it each is on its own."""
+    global _apart
+    if size() == 1:
+        yield
+        return
+    main = is_main()
+    if not main:
         dist.barrier()
+    _apart = True
     try:
         yield
     finally:
-        if size() > 1:
-            if is_main():
-                dist.barrier()
+        _apart = False
+        if main:
             dist.barrier()
+        dist.barrier()
 
 
 # --- shares -----------------------------------------------------------------------------------------------------------

@@ -42,9 +42,10 @@ found["agreed"] = processes.agree(["x", None, 0.25] if rank == 0 else None)
 loss = processes.portion(torch.tensor(10.0 * rank), weight=rank + 1)
 found["portion"] = float(processes.average([loss])[0])
 found["shares"] = processes.share(5).tolist()
-order = []
 with processes.main_first():
-    order.append(rank)
+    found["apart"] = [processes.size(), processes.is_main()]
+    with open(f"{sys.argv[1]}/order-{size}", "a") as file:
+        file.write(str(rank))
 
 def image(name, settings):
     from datastill.modalities.image import ImageModality
@@ -142,6 +143,8 @@ def compare(folder: Path, size: int, runs: list[tuple[str, str, dict[str, Any]]]
         assert found["ignored"] == [3.0]
         assert found["total"] == [size, size * (size - 1) / 2]
         assert found["agreed"] == ["x", None, 0.25]
+    assert [found["apart"] for found in together] == [[1, rank == 0] for rank in range(size)]
+    assert (folder / f"order-{size}").read_text()[0] == "0"
     for name in (f"{kind} {objective} {settings}" for kind, objective, settings in runs):
         for found in together:
             assert found[name] == together[0][name], name  # the same on every process, to the last bit
