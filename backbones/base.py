@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import ClassVar, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from datastill.backbones.batch import Inputs
+from datastill.backbones.batch import Batch, Inputs, take
 from datastill.backbones.ridge import ridge_solve
 
 Predictor: TypeAlias = Callable[[Inputs], Tensor]
@@ -43,6 +43,64 @@ class Learner(nn.Module, ABC):
         """Outputs (n, c)."""
         outputs: Tensor = self.head(self.embed(inputs))
         return outputs
+
+    def group_gradients(
+        self, batch: Batch, groups: Sequence[int], loss: Callable[[Tensor, Any], Tensor], *, create_graph: bool
+    ) -> list[Tensor]:
+        """Gradients of each group's own loss, by autograd. A learner that has them in closed form overrides this.
+
+        Args:
+            batch: points of several groups.
+            groups: which groups' points, each by itself.
+            loss: of outputs and targets, a scalar.
+            create_graph: whether the gradients are to be differentiable in the inputs and targets of `batch`.
+
+        Returns:
+            For each of `parameters()`, in that order, a tensor (len(groups), *shape of the parameter).
+        """
+        parameters = list(self.parameters())
+        outputs = self(batch.inputs) if self.couples_points else None
+        found = []
+        for position, group in enumerate(groups):
+            if outputs is None:
+                points = batch.of_group(group)
+                value = loss(self(points.inputs), points.targets)
+            else:
+                rows = (batch.groups == group).nonzero().squeeze(1)
+                value = loss(outputs[rows], take(batch.targets, rows))
+            keep = create_graph or (outputs is not None and position + 1 < len(groups))
+            found.append(
+                torch.autograd.grad(
+                    value, parameters, create_graph=create_graph, retain_graph=keep, materialize_grads=True
+                )
+            )
+        return [torch.stack(parts) for parts in zip(*found)]
+
+
+class LinearLearner(Learner):
+    """A learner whose only parameters are those of its linear head: `embed` is a fixed map of the inputs."""
+
+    head: nn.Linear
+
+    def group_gradients(
+        self, batch: Batch, groups: Sequence[int], loss: Callable[[Tensor, Any], Tensor], *, create_graph: bool
+    ) -> list[Tensor]:
+        """As every learner's, in closed form: with S the slopes d loss / d outputs and F the features, S^T F and sum S.
+
+        Autograd runs through the loss alone, once for all groups, so what it builds is of the outputs' size and not of the
+        inputs', and the result is of first order in the features.
+        """
+        with torch.set_grad_enabled(create_graph):
+            features = self.embed(batch.inputs)
+        rows = [(batch.groups == group).nonzero().squeeze(1) for group in groups]
+        with torch.enable_grad():
+            outputs = self.head(features)
+            total = torch.stack([loss(outputs[mine], take(batch.targets, mine)) for mine in rows]).sum()
+            (slopes,) = torch.autograd.grad(total, outputs, create_graph=create_graph)
+        gradients = [torch.stack([slopes[mine].T @ features[mine] for mine in rows])]
+        if self.head.bias is not None:
+            gradients.append(torch.stack([slopes[mine].sum(0) for mine in rows]))
+        return gradients
 
 
 def call_with(learner: Learner, parameters: Mapping[str, Tensor], inputs: Inputs) -> Tensor:

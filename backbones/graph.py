@@ -10,12 +10,12 @@ from typing import ClassVar
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from datastill.backbones.base import Learner
+from datastill.backbones.base import Learner, LinearLearner
 from datastill.backbones.dropout import dropout
 from datastill.backbones.nodes import Nodes
 
 
-class SGC(Learner):
+class SGC(LinearLearner):
     """Simple graph convolution: a linear layer on A^hops X (Wu et al. 2019, arXiv 1902.07153)."""
 
     couples_points: ClassVar[bool] = True

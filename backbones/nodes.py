@@ -219,8 +219,14 @@ class Nodes:
                 self._memo[hops] = self.hops(hops)[self.rows]
             known: Tensor = self._memo[hops]
             return known
-        inner, pull = self.pull()
-        return pull(inner.propagated(hops - 1))
+        if hops not in self._memo:
+            inner, pull = self.pull()
+            reached = pull(inner.propagated(hops - 1))
+            if reached.requires_grad:
+                return reached
+            self._memo[hops] = reached
+        known = self._memo[hops]
+        return known
 
     def pull(self) -> tuple[Nodes, Callable[[Tensor], Tensor]]:
         """The nodes whose values the rows receive, and the linear map (k, h) -> (m, h) by which they do.

@@ -241,7 +241,7 @@ class _Run:
             leave=False,
         )
         shown: dict[str, str] = {}
-        with bar:
+        with bar, self.outer.taking_turns():
             if every and self.step == 0 and self.best_score is None:
                 self._validate(began)
             while self.step < self.steps:
@@ -262,7 +262,7 @@ class _Run:
         self._tell("end", {"step": self.step, "seconds": self.seconds})
 
     def _one_step(self, began: float) -> float:
-        self.outer.zero_grad()
+        self.outer.prepare(self.step)
         with isolated(derive_seed(self.seed, "global", self.step)):
             try:
                 loss = self.objective.loss(generator(self.seed, "loss", self.step))
@@ -273,7 +273,8 @@ class _Run:
             value = float(processes.average([loss.detach()])[0])
             if not math.isfinite(value):
                 raise self._divergence("loss")
-            loss.backward()
+            if loss.requires_grad or not self.outer.alternate:  # it may not depend on the role whose turn it is
+                loss.backward()
             processes.average_gradients(self.outer.parameters)
             self._check_gradients()
             before = [parameter.detach().clone() for parameter in self.outer.parameters]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, TypeAlias
 
 import torch
@@ -74,9 +75,22 @@ class OuterOptimizer:
         """All parameters, in the order of the groups."""
         return [parameter for parameters in self.groups.values() for parameter in parameters]
 
-    def zero_grad(self) -> None:
-        """Forget the gradients."""
+    def prepare(self, step: int) -> None:
+        """Forget the gradients, and ask for new ones only of what moves at step number `step` (0-based)."""
         self.optimizer.zero_grad(set_to_none=True)
+        moving = self._moving(step)
+        for name, parameters in self.groups.items():
+            for parameter in parameters:
+                parameter.requires_grad_(name in moving)
+
+    @contextmanager
+    def taking_turns(self) -> Iterator[None]:
+        """A run of steps, after which every parameter can get gradients again."""
+        try:
+            yield
+        finally:
+            for parameter in self.parameters:
+                parameter.requires_grad_(True)
 
     def step(self, step: int) -> None:
         """Step number `step` (0-based)."""

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from datastill.errors import check_count, require
 
@@ -64,14 +65,13 @@ class PairMLP(SyntheticEdges):
         count, width = features.shape
         left = features @ self.pair.weight[:, :width].T + self.pair.bias
         right = features @ self.pair.weight[:, width:].T
-        variance = left.var(0, correction=0) + right.var(0, correction=0)
-        gain = self.gains[0] * (variance + _EPSILON).rsqrt()
-        left = (left - left.mean(0)) * gain + self.shifts[0]
-        right = (right - right.mean(0)) * gain
+        left, right = left - left.mean(0), right - right.mean(0)
+        gain = self.gains[0] * (left.square().mean(0) + right.square().mean(0) + _EPSILON).rsqrt()
+        left, right = left * gain + self.shifts[0], right * gain
         pairs = torch.relu(left[:, None, :] + right[None, :, :]).reshape(count * count, -1)
         pairs = self.second(pairs)
-        gain = self.gains[1] * (pairs.var(0, correction=0) + _EPSILON).rsqrt()
-        pairs = torch.relu((pairs - pairs.mean(0)) * gain + self.shifts[1])
+        pairs = F.batch_norm(pairs, None, None, self.gains[1], self.shifts[1], training=True, eps=_EPSILON)
+        pairs = torch.relu(pairs)
         scores = self.last(pairs).reshape(count, count)
         return _hollow(torch.sigmoid((scores + scores.T) / 2))
 

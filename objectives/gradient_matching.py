@@ -21,10 +21,10 @@ from datastill.backbones.training import Protocol, make_optimizer
 from datastill.errors import check_count, require, unknown_name
 from datastill.modalities.base import Modality, Summary
 from datastill.objectives.base import Objective, RealBatches
-from datastill.objectives.inner import shuffled_picks
+from datastill.objectives.inner import OncePerStep, shuffled_picks
 from datastill.rng import fork, isolated
 
-Distance = Literal["rows", "cosine", "squared"]
+Distance = Literal["rows", "cosine", "squared", "relative"]
 
 
 @dataclass
@@ -42,7 +42,8 @@ class GradientMatching(Objective):
         inner_batch: synthetic points an inner step.
         real_size: real points a group at each step; None takes all of them.
         distance: "rows" sums 1 - cosine over the rows (output channels) of every weight and skips vectors, as in DC;
-            "cosine" is one angle of all gradients together; "squared" is their squared distance.
+            "cosine" is one angle of all gradients together; "squared" is their squared distance, and "relative" that over
+            the squared length of the real gradient, as in DosCond's graph classification.
         augment: whether real and synthetic points of a group get the same random augmentation (DSA).
         weighting: "uniform" (DC) or "size" (each group by its synthetic points over the largest group's, as in GCond).
     """
@@ -68,7 +69,7 @@ class GradientMatching(Objective):
             check_count("real_size", self.real_size)
         require(self.inner_lr > 0, f"inner_lr must be positive, got {self.inner_lr!r}.")
         for field, allowed in (
-            ("distance", ("rows", "cosine", "squared")),
+            ("distance", ("rows", "cosine", "squared", "relative")),
             ("inner_optimizer", ("sgd", "adam")),
             ("weighting", ("uniform", "size")),
         ):
@@ -78,6 +79,7 @@ class GradientMatching(Objective):
     def start(self, modality: Modality, summary: Summary, *, seed: int = 0, workdir: Path | None = None) -> None:
         super().start(modality, summary, seed=seed, workdir=workdir)
         self._real = RealBatches(modality.real, self.real_size)
+        self._synthetic = OncePerStep(summary)
         self._net: Learner | None = None
         self._optimizer: torch.optim.Optimizer | None = None
         self._matches = 0
@@ -87,43 +89,33 @@ class GradientMatching(Objective):
         if self._net is None:
             self._adopt(self.modality.learner(self.learner, rng=rng))
         assert self._net is not None
-        real, synthetic = self._real.share(rng), self.summary(rng)
-        groups = [group for group in range(self.modality.num_groups) if bool((synthetic.groups == group).any())]
-        seeds = [fork(rng) % 2**31 for _ in groups]
+        real, synthetic = self._real.share(rng), self._synthetic.take(rng)
         counts = torch.bincount(synthetic.groups, minlength=self.modality.num_groups)
-        total = torch.zeros((), dtype=self.modality.dtype, device=self.modality.device)
-        real_side = self._gradients(real, groups, seeds, differentiable=False)
+        groups = counts.nonzero().flatten().tolist()
+        seeds = [fork(rng) % 2**31 for _ in groups]
+        target = self._gradients(real, groups, seeds, differentiable=False)
         if processes.size() > 1:
             weights = [self.modality.weight(real.of_group(group)) for group in groups]
-            real_side = [processes.average(gradients, weight) for gradients, weight in zip(real_side, weights)]
-        synthetic_side = self._gradients(synthetic, groups, seeds, differentiable=True)
-        for group, target, ours in zip(groups, real_side, synthetic_side):
-            weight = counts[group] / counts.max() if self.weighting == "size" else 1.0
-            total = total + weight * gradient_distance(ours, target, self.distance)
-        return total
+            each = [processes.average(parts, weight) for parts, weight in zip(zip(*target), weights)]
+            target = [torch.stack(parts) for parts in zip(*each)]
+        ours = self._gradients(synthetic, groups, seeds, differentiable=True)
+        distances = gradient_distances(ours, target, self.distance)
+        if self.weighting == "size":
+            distances = distances * (counts[groups] / counts.max()).to(distances.dtype)
+        return distances.sum()
 
     def _gradients(
         self, batch: Batch, groups: Sequence[int], seeds: Sequence[int], *, differentiable: bool
-    ) -> list[list[Tensor]]:
-        """Parameter gradients of each group's mean loss."""
+    ) -> list[Tensor]:
+        """Gradients of each group's mean loss: for each parameter (groups, *shape)."""
         assert self._net is not None
-        parameters = list(self._net.parameters())
-        outputs = self._net(batch.inputs) if self._net.couples_points and not self.augment else None
-        found = []
-        for position, (group, seed) in enumerate(zip(groups, seeds)):
-            if outputs is None:
-                points = batch.of_group(group)
-                points = self.modality.augment(points, seed) if self.augment else points
-                loss = self.modality.loss(self._net(points.inputs), points.targets)
-            else:
-                rows = (batch.groups == group).nonzero().squeeze(1)
-                loss = self.modality.loss(outputs[rows], batch.take(rows).targets)
-            keep = differentiable or (outputs is not None and position + 1 < len(groups))
-            grads = torch.autograd.grad(
-                loss, parameters, create_graph=differentiable, retain_graph=keep, materialize_grads=True
-            )
-            found.append(list(grads))
-        return found
+        if not self.augment:
+            return self._net.group_gradients(batch, groups, self.modality.loss, create_graph=differentiable)
+        parts = []
+        for group, seed in zip(groups, seeds):
+            points = self.modality.augment(batch.of_group(group), seed)
+            parts.append(self._net.group_gradients(points, [group], self.modality.loss, create_graph=differentiable))
+        return [torch.cat(each) for each in zip(*parts)]
 
     def after_step(self, rng: torch.Generator) -> None:
         self._matches += 1
@@ -135,8 +127,7 @@ class GradientMatching(Objective):
     def _train(self, rng: torch.Generator) -> None:
         assert self._net is not None
         assert self._optimizer is not None
-        with torch.no_grad():
-            synthetic = self.summary(rng).detach()
+        synthetic = self._synthetic.ahead(rng).detach()
         size = min(self.inner_batch, len(synthetic))
         steps = self.inner_epochs * -(-len(synthetic) // size)
         self._net.train()
@@ -174,21 +165,22 @@ class GradientMatching(Objective):
             self._optimizer.load_state_dict(state["optimizer"])
 
 
-def gradient_distance(ours: Sequence[Tensor], target: Sequence[Tensor], distance: Distance) -> Tensor:
-    """How far two lists of parameter gradients are apart; see `GradientMatching.distance`."""
+def gradient_distances(ours: Sequence[Tensor], target: Sequence[Tensor], distance: Distance) -> Tensor:
+    """How far two lists of parameter gradients, each (groups, *shape), are apart, (groups,); see `GradientMatching.distance`."""
     if distance == "rows":
-        rows = [_row_angles(a.flatten(1), b.flatten(1)) for a, b in zip(ours, target) if a.dim() > 1]
+        rows = [_angles(a.flatten(2), b.flatten(2)).sum(1) for a, b in zip(ours, target) if a.dim() > 2]
         require(bool(rows), "distance='rows' needs a learner with at least one weight matrix.")
-        return torch.stack(rows).sum()
-    a = torch.cat([part.flatten() for part in ours])
-    b = torch.cat([part.flatten() for part in target])
-    if distance == "squared":
-        return (a - b).square().sum()
-    return _row_angles(a[None], b[None])
+        return torch.stack(rows).sum(0)
+    a = torch.cat([part.flatten(1) for part in ours], 1)
+    b = torch.cat([part.flatten(1) for part in target], 1)
+    if distance == "cosine":
+        return _angles(a, b)
+    gap = (a - b).square().sum(1)
+    return gap if distance == "squared" else gap / b.square().sum(1).clamp(min=torch.finfo(b.dtype).tiny)
 
 
-def _row_angles(a: Tensor, b: Tensor) -> Tensor:
+def _angles(a: Tensor, b: Tensor) -> Tensor:
     # The norm of an all-zero row has no derivative; the tiny floor under the square gives it zero instead of NaN.
     tiny = torch.finfo(a.dtype).tiny
-    lengths = (a.square().sum(1) + tiny).sqrt() * (b.square().sum(1) + tiny).sqrt()
-    return (1 - (a * b).sum(1) / (lengths + 1e-6)).sum()
+    lengths = (a.square().sum(-1) + tiny).sqrt() * (b.square().sum(-1) + tiny).sqrt()
+    return 1 - (a * b).sum(-1) / (lengths + 1e-6)

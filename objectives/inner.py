@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from datastill.backbones.batch import Batch
-from datastill.modalities.base import Modality
+from datastill.modalities.base import Modality, Summary
 from datastill.rng import fork
 
 
@@ -26,6 +26,35 @@ def shuffled_picks(points: int, size: int | None, steps: int, rng: torch.Generat
         picks.append(order[:size])
         order = order[size:]
     return picks
+
+
+class OncePerStep:
+    """The batch of a summary, computed once between two steps though training needs it after one and the loss before the next.
+
+    Only a summary that draws nothing at random is remembered, so that a run which is resumed in between computes the same.
+    """
+
+    def __init__(self, summary: Summary) -> None:
+        self.summary = summary
+        self._kept: tuple[list[tuple[int, int, bool]], Batch] | None = None
+
+    def ahead(self, rng: torch.Generator) -> Batch:
+        """The batch after a step, which the next `take` gives again if the summary is then still the same."""
+        before = rng.get_state()
+        with torch.enable_grad():
+            batch = self.summary(rng)
+        self._kept = (self._state(), batch) if torch.equal(before, rng.get_state()) else None
+        return batch
+
+    def take(self, rng: torch.Generator) -> Batch:
+        """The batch for a loss, whose backward pass uses it up."""
+        kept, self._kept = self._kept, None
+        return kept[1] if kept is not None and kept[0] == self._state() else self.summary(rng)
+
+    def _state(self) -> list[tuple[int, int, bool]]:
+        """What changes whenever a parameter or buffer does, or is to get a gradient or not."""
+        tensors = [*self.summary.parameters(), *self.summary.buffers()]
+        return [(tensor.data_ptr(), tensor._version, tensor.requires_grad) for tensor in tensors]
 
 
 def step_augmentation(modality: Modality, steps: int, rng: torch.Generator) -> Callable[[Batch, int], Batch]:

@@ -13,7 +13,7 @@ from datastill.checks.toy import ToyModality, ToySummary
 from datastill.errors import InputError
 from datastill.objectives.distribution_matching import DistributionMatching, group_means
 from datastill.objectives.feature_regression import FeatureRegression, label_margin
-from datastill.objectives.gradient_matching import GradientMatching, gradient_distance
+from datastill.objectives.gradient_matching import GradientMatching, gradient_distances
 from datastill.objectives.inner import PositiveRates, shuffled_picks
 from datastill.objectives.kernel_ridge import KernelRidge
 from datastill.objectives.meta_model import UnrolledTraining
@@ -108,23 +108,31 @@ def test_gradient_distance_by_hand() -> None:
     conv2, line2, bias2 = (torch.randn(shape, generator=rng) for shape in ((2, 3, 2, 2), (3, 4), (3,)))
     rows = sum(_angle(conv[o].flatten().tolist(), conv2[o].flatten().tolist()) for o in range(2))
     rows += sum(_angle(line[o].tolist(), line2[o].tolist()) for o in range(3))
-    ours, target = [conv, line, bias], [conv2, line2, bias2]
-    assert float(gradient_distance(ours, target, "rows")) == pytest.approx(rows, rel=1e-5)
-    flat, flat2 = torch.cat([p.flatten() for p in ours]), torch.cat([p.flatten() for p in target])
-    assert float(gradient_distance(ours, target, "squared")) == pytest.approx(float((flat - flat2).square().sum()))
-    assert float(gradient_distance(ours, target, "cosine")) == pytest.approx(_angle(flat.tolist(), flat2.tolist()))
+    # A second group whose gradients are the other way round has the same distances, and the first one is not touched by it.
+    ours = [torch.stack(pair) for pair in ((conv, conv2), (line, line2), (bias, bias2))]
+    target = [part.flip(0) for part in ours]
+    flat, flat2 = torch.cat([p[0].flatten() for p in ours]), torch.cat([p[0].flatten() for p in target])
+    gap = float((flat - flat2).square().sum())
+    for distance, expected in {
+        "rows": [rows, rows],
+        "squared": [gap, gap],
+        "relative": [gap / float(flat2.square().sum()), gap / float(flat.square().sum())],
+        "cosine": [_angle(flat.tolist(), flat2.tolist())] * 2,
+    }.items():
+        found = gradient_distances(ours, target, distance)  # type: ignore[arg-type]
+        assert found.tolist() == pytest.approx(expected, rel=1e-5)
 
 
 def test_gradient_distance_of_a_dead_row_has_a_derivative() -> None:
     dead = torch.zeros(2, 3, requires_grad=True)
-    gradient_distance([dead], [torch.ones(2, 3)], "rows").backward()
+    gradient_distances([dead[None]], [torch.ones(1, 2, 3)], "rows").sum().backward()
     assert dead.grad is not None
     assert bool(dead.grad.isfinite().all())
 
 
 def test_gradient_distance_without_a_matrix_is_refused() -> None:
     with pytest.raises(InputError, match="weight matrix"):
-        gradient_distance([torch.ones(3)], [torch.ones(3)], "rows")
+        gradient_distances([torch.ones(1, 3)], [torch.ones(1, 3)], "rows")
 
 
 def test_kernel_ridge_against_scikit_learn() -> None:
