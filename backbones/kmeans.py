@@ -5,9 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+_PROJECTED = 256  # dimensions in which the distances of many wide points are taken (Johnson & Lindenstrauss 1984)
+_LARGE = 2**22  # numbers in a matrix of points from which on they are
+
 
 def k_means(points: Tensor, count: int, rng: torch.Generator, *, rounds: int = 50) -> Tensor:
     """Centres (count, d) by Lloyd's algorithm from a k-means++ start (Arthur & Vassilvitskii 2007).
+
+    Points that are many and wide are assigned in a random projection, which keeps distances to a few percent; their centres are
+    the means of the points themselves.
 
     Args:
         points: (n, d).
@@ -15,6 +21,18 @@ def k_means(points: Tensor, count: int, rng: torch.Generator, *, rounds: int = 5
         rng: of the start.
         rounds: at most so many passes; fewer if the assignment stops changing.
     """
+    if points.shape[1] > 2 * _PROJECTED and points.numel() > _LARGE:
+        mix = torch.randn(points.shape[1], _PROJECTED, generator=rng).to(points) / _PROJECTED**0.5
+        near = points @ mix
+        owner = _squared_distances(near, k_means(near, count, rng, rounds=rounds)).argmin(1)
+        sizes = torch.bincount(owner, minlength=count)
+        # Where two centres coincide, one of them owns nothing: it takes a point that is far from its own centre.
+        sums = points.new_zeros(count, points.shape[1]).index_add_(0, owner, points)
+        centres = sums / sizes.clamp(min=1)[:, None].to(points.dtype)
+        spare = (points - centres[owner]).square().sum(1).argsort(descending=True, stable=True)
+        empty = (sizes == 0).nonzero().squeeze(1)
+        centres[empty] = points[spare[: len(empty)]]
+        return centres
     chosen = [int(torch.randint(len(points), (), generator=rng))]
     nearest = _squared_distances(points, points[chosen]).squeeze(1)
     while len(chosen) < count:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -29,7 +29,10 @@ class KernelRidge(Objective):
     Attributes:
         kernel: a kernel of the modality ("ntk", "nngp"), or "features" for random finite learners drawn at every step.
         depth: hidden layers of the infinite-width network; unused by "features".
-        ridge: at least 0, relative to the mean diagonal of K_ss. Small values fit the summary exactly, large ones smooth.
+        ridge: at least 0, relative to the mean diagonal of K_ss. Small values fit the summary exactly, large ones smooth. Two
+            numbers above 0 are the first and the last, which it reaches geometrically in `anneal` steps: one run then passes
+            through all between them, and the moment that validation selects has the one that suits the data.
+        anneal: steps from the first ridge to the last.
         real_size: real points a group at each step; None takes all of them.
         augment: whether real and synthetic points get the same random augmentation.
         learner: which learner, for "features"; None takes the modality's default.
@@ -38,7 +41,8 @@ class KernelRidge(Objective):
 
     kernel: str = "ntk"
     depth: int = 1
-    ridge: float = 1e-6
+    ridge: float | tuple[float, float] = 1e-6
+    anneal: int = 100
     real_size: int | None = 500
     augment: bool = False
     learner: str | None = None
@@ -49,7 +53,14 @@ class KernelRidge(Objective):
     def __post_init__(self) -> None:
         check_count("depth", self.depth, least=0)
         check_count("learners", self.learners)
-        require(self.ridge >= 0, f"ridge must be at least 0, got {self.ridge!r}.")
+        check_count("anneal", self.anneal)
+        if isinstance(self.ridge, int | float):
+            require(self.ridge >= 0, f"ridge must be at least 0, got {self.ridge!r}.")
+        else:
+            require(
+                len(self.ridge) == 2 and min(self.ridge) > 0,
+                f"ridge must be a number of at least 0, or two above 0, the first and the last, got {self.ridge!r}.",
+            )
         if self.real_size is not None:
             check_count("real_size", self.real_size)
 
@@ -58,6 +69,14 @@ class KernelRidge(Objective):
             raise unknown_name("kernel", self.kernel, ("features", *modality.kernels))
         super().start(modality, summary, seed=seed, workdir=workdir)
         self._real = RealBatches(modality.real, self.real_size)
+        self._step = 0
+
+    def current_ridge(self) -> float:
+        """The ridge at this step."""
+        if isinstance(self.ridge, int | float):
+            return float(self.ridge)
+        first, last = self.ridge
+        return float(first * (last / first) ** min(1.0, self._step / self.anneal))
 
     def loss(self, rng: torch.Generator) -> Tensor:
         """The ridge regression's loss on real points."""
@@ -67,9 +86,18 @@ class KernelRidge(Objective):
             seed = fork(rng) % 2**31
             real, synthetic = self.modality.augment(real, seed), self.modality.augment(synthetic, seed)
         gram = kernel(synthetic.inputs, synthetic.inputs)
-        coefficients = ridge_solve(gram, self.modality.encode(synthetic.targets), self.ridge)
+        coefficients = ridge_solve(gram, self.modality.encode(synthetic.targets), self.current_ridge())
         loss = self.modality.ridge_loss(kernel(real.inputs, synthetic.inputs) @ coefficients, real.targets)
         return portion(loss, self.modality.weight(real))
+
+    def after_step(self, rng: torch.Generator) -> None:
+        self._step += 1
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"step": self._step}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._step = state["step"]
 
     def _draw_kernel(self, rng: torch.Generator) -> Kernel:
         if self.kernel != "features":

@@ -36,3 +36,14 @@ def test_repeated_points_and_as_many_centres_as_points() -> None:
 def test_nearest_members_are_distinct() -> None:
     points = torch.tensor([[0.0], [1.0], [5.0]])
     assert nearest_members(points, torch.tensor([[0.1], [0.0], [0.2]])).tolist() == [0, 1, 2]
+
+
+def test_many_wide_points_are_clustered_about_as_well_in_a_projection() -> None:
+    rng = torch.Generator().manual_seed(0)
+    middles = torch.randn(6, 1000, generator=rng)
+    points = middles[torch.arange(4200) % 6] + torch.randn(4200, 1000, generator=rng)
+    centres = k_means(points, 6, torch.Generator().manual_seed(3))
+    found = float(torch.cdist(points, centres).amin(1).square().sum())
+    assert found <= 1.1 * KMeans(6, n_init=1, random_state=0).fit(points.numpy()).inertia_
+    owner = torch.cdist(points, centres).argmin(1)
+    assert torch.allclose(points[owner == 0].mean(0), centres[0], atol=1e-4)

@@ -27,6 +27,7 @@ OBJECTIVES: dict[str, Callable[[], Objective]] = {
         outer_loops=4, inner_epochs=1, inner_optimizer="adam", inner_batch=4, weighting="size", distance="cosine"
     ),
     "kernel-ridge": lambda: KernelRidge(ridge=1e-3, real_size=5),
+    "kernel-ridge/annealed": lambda: KernelRidge(ridge=(1.0, 1e-2), anneal=4, real_size=5),
     "kernel-ridge/features": lambda: KernelRidge(kernel="features", ridge=1e-3, real_size=None, learners=2),
     "unrolled": lambda: UnrolledTraining(inner_steps=4, inner_lr=0.1, real_size=5),
     "unrolled/dd": lambda: UnrolledTraining(

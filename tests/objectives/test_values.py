@@ -149,6 +149,18 @@ def test_kernel_ridge_against_scikit_learn() -> None:
     assert float(objective.loss(generator(0)).detach()) == pytest.approx(0.5 * float((error**2).mean()), rel=1e-9)
 
 
+def test_an_annealed_ridge_passes_through_the_fixed_ones() -> None:
+    def loss_after(steps: int, ridge: float | tuple[float, float]) -> float:
+        objective = KernelRidge(ridge=ridge, anneal=2, real_size=None)
+        objective.start(MODALITY, small())
+        for step in range(steps):
+            objective.after_step(generator(step))
+        return float(objective.loss(generator(0)).detach())
+
+    for steps, ridge in ((0, 1.0), (1, 0.1), (2, 0.01), (5, 0.01)):
+        assert loss_after(steps, (1.0, 0.01)) == pytest.approx(loss_after(0, ridge), rel=1e-9)
+
+
 def test_unrolled_without_steps_to_speak_of_is_the_loss_of_a_fresh_learner() -> None:
     objective = UnrolledTraining(inner_steps=3, inner_lr=1e-12, real_size=None)
     objective.start(MODALITY, small())
@@ -205,6 +217,7 @@ def test_positive_rates() -> None:
         ),
         (lambda: GradientMatching(inner_lr=0.0), "inner_lr must be positive"),
         (lambda: KernelRidge(ridge=-1.0), "ridge must be at least 0, got -1.0"),
+        (lambda: KernelRidge(ridge=(1.0, 0.0)), "two above 0, the first and the last, got"),
         (lambda: UnrolledTraining(momentum=1.0), r"momentum must be in \[0, 1\), got 1.0"),
         (lambda: TrajectoryMatching(experts=0), "experts must be an integer of at least 1"),
     ],
