@@ -47,9 +47,11 @@ class PairMLP(SyntheticEdges):
         width: features of a node.
         hidden: units of both hidden layers.
         threshold: exported edges have a larger weight than this.
+        start: logit of all weights to begin with, about. -3 is a weight of 0.05, with which features act at first as they do
+            without edges; at 0, the usual start of a perceptron, every node would hear all others.
     """
 
-    def __init__(self, width: int, hidden: int = 128, threshold: float = 0.05) -> None:
+    def __init__(self, width: int, hidden: int = 128, threshold: float = 0.05, start: float = -3.0) -> None:
         super().__init__()
         check_count("hidden", hidden)
         require(0 <= threshold < 1, f"threshold must be in [0, 1), got {threshold!r}.")
@@ -57,6 +59,7 @@ class PairMLP(SyntheticEdges):
         self.pair = nn.Linear(2 * width, hidden)
         self.second = nn.Linear(hidden, hidden)
         self.last = nn.Linear(hidden, 1)
+        nn.init.constant_(self.last.bias, start)
         self.gains = nn.ParameterList([torch.ones(hidden), torch.ones(hidden)])
         self.shifts = nn.ParameterList([torch.zeros(hidden), torch.zeros(hidden)])
 
