@@ -24,12 +24,16 @@ from datastill.modalities.graph_adjacency import BernoulliEdges, PairMLP, Synthe
 from datastill.modalities.graph_data import SplitChoice, read_graph
 from datastill.modalities.graph_initial import INITS, class_centres, in_proportion, pick_nodes, separate
 from datastill.modalities.graph_native import from_data, stored_size, to_data
+from datastill.modalities.graph_protocols import PUBLISHED
 from datastill.modalities.graph_summary import GraphSummary, StructuredGraphSummary
 from datastill.modalities.graph_teacher import teach
 from datastill.rng import fork, generator, isolated
 
 ADJACENCIES = ("none", "learned", "bernoulli")
 _CHUNK = 16384  # held-out nodes scored at a time
+_EDGE_LOGIT = (
+    4.0  # of an edge that a learned Bernoulli structure starts with, the others minus that: few of them are drawn
+)
 _SPARSE_START = 0.05  # share of random edges in a learned Bernoulli structure that does not start from real nodes
 
 
@@ -57,6 +61,7 @@ class GraphModality(ClassificationModality):
 
     kind = "graph"
     learners = ("gcn", "sgc", "mlp", *LAYERED)
+    published = PUBLISHED
 
     def __init__(
         self,
@@ -276,7 +281,7 @@ class GraphModality(ClassificationModality):
                 edges = PairMLP(features.shape[1], hidden, threshold)
         else:
             start = self._initial_edges(init, chosen, rng)
-            edges = BernoulliEdges(start, temperature, anneal, sparsity_weight)
+            edges = BernoulliEdges(start, temperature, anneal, sparsity_weight, start=_EDGE_LOGIT)
         return StructuredGraphSummary(features, classes, edges, **common).to(self.device, self.dtype)
 
     def _initial(self, init: str, chosen: Tensor, counts: Sequence[int], rng: torch.Generator) -> Tensor:

@@ -18,7 +18,7 @@ from datastill.rng import generator
 
 pyg = pytest.importorskip("torch_geometric.data")
 PLANETOID = Path(__file__).resolve().parents[2] / "../shared/data/graphs/planetoid"
-KINDS = ("gcond", "gcond-x", "gcdm", "doscond")
+KINDS = ("gcond", "gcond-x", "gcdm", "doscond", "sfgc", "geom")
 
 
 def two_circles(nodes: int = 120) -> Any:
