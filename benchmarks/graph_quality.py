@@ -1,9 +1,10 @@
 """Quality of condensed graphs, beside what was published: Cora at 35, 70 and 140 nodes, and the Facebook page graph.
 
-    python benchmarks/graph_quality.py                      everything that is not in the result file yet
-    python benchmarks/graph_quality.py --jobs cora-35-gcond one part, again
+    python benchmarks/graph_quality.py                       everything that is not in the result file yet
+    python benchmarks/graph_quality.py --jobs cora-35-gcond  of that, what begins so
+    python benchmarks/graph_quality.py --jobs                the tables only
 
-Every part is written as soon as it is there. A summary is distilled from the start `--runs` times, each with its own seed, and
+Every run is written as soon as it is there. A summary is distilled from the start `--runs` times, each with its own seed, and
 each one trains a network once by the published protocol (GCond's: two layers, 256 units, 600 epochs of Adam, a tenth of the
 learning rate for the second half, the best moment on the validation nodes, tested on the whole graph). Nothing is selected on
 test nodes.
@@ -27,6 +28,7 @@ from harness import DATA, ROOT, write_results
 from datastill import condense_graph, evaluate, recipes
 from datastill.evaluation import format_table
 from datastill.modalities.graph import GraphModality
+from datastill.rng import generator
 from datastill.sources import read_graph_source
 
 PROTOCOL = "gcond"
@@ -34,6 +36,7 @@ NETWORK = {"layers": 2, "hidden": 256, "dropout": 0.5}
 TRANSFER = ("gcn", "sage", "appnp", "sgc", "cheb", "mlp", "gat", "transformer")
 RECIPES = ("gcond", "gcond-x", "gcdm", "doscond", "sfgc", "geom")
 BASELINES = ("random", "herding", "k-center")
+FULL = "whole graph"
 SIZES = (35, 70, 140)
 
 
@@ -59,7 +62,7 @@ def facebook(folder: Path) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """One row of the table, or the rows of all baselines: what is condensed, to how many nodes, and how."""
+    """A row of the table: what is condensed, to how many nodes, and how; or the whole graph, which is not."""
 
     graph: str
     nodes: int
@@ -73,15 +76,17 @@ class Part:
 
 
 def parts() -> Iterator[Part]:
-    """All of them, the cheap ones first."""
+    """All rows, in the order of the table."""
     for nodes in SIZES:
         yield Part("cora", nodes, "default", {}, TRANSFER if nodes == 70 else ("gcn",))
         yield Part("cora", nodes, "default, unlabelled ignored", {"unlabelled": "ignore"})
-        yield Part("cora", nodes, "baselines", {})
-        for recipe in RECIPES:
+        for recipe in (*RECIPES, *BASELINES):
             yield Part("cora", nodes, recipe, {"recipe": recipe})
+    yield Part("cora", 140, FULL, {})
     yield Part("facebook", 224, "default", {})
-    yield Part("facebook", 224, "baselines", {})
+    for recipe in BASELINES:
+        yield Part("facebook", 224, recipe, {"recipe": recipe})
+    yield Part("facebook", 13482, FULL, {})
 
 
 class Graphs:
@@ -107,42 +112,39 @@ class Graphs:
         return self._modalities[graph]
 
 
-def run(part: Part, graphs: Graphs, runs: int) -> dict[str, Any]:
-    """Scores of each run, sizes and seconds of a part, as they are stored."""
+def run(part: Part, graphs: Graphs, seed: int, row: dict[str, Any]) -> None:
+    """One more run of a part: its scores are added to `row`, with sizes and seconds."""
     judge = graphs.modality(part.graph)
-    if part.what == "baselines":
-        dataset = judge.subset(judge.allocate(part.nodes), rng=torch.Generator().manual_seed(0))
-        found = evaluate(dataset, judge, seeds=runs, baselines=BASELINES, protocol=PROTOCOL, progress=False)
-        return {
-            row.data: {"scores": {row.learner: row.scores["accuracy"]}, "points": row.points, "bytes": row.nbytes}
-            for row in found.rows
-            if row.data != "summary"
-        }
-    row: dict[str, Any] = {"scores": {name: [] for name in part.learners}, "seconds": []}
-    for seed in range(runs):
-        began = time.perf_counter()
+    began = time.perf_counter()
+    if part.what == FULL:
+        plan = judge.published[PROTOCOL].on(sum(judge.full_sizes), judge.num_classes, full=True)
+        predictor = judge.fit(judge.full(), "gcn", rng=generator(seed, "full"), protocol=plan)
+        row["scores"]["gcn"].append(judge.score(predictor, "test")["accuracy"])
+        size = judge.full_size()
+        row.update(points=size.points, bytes=size.nbytes)
+    else:
         small = condense_graph(graphs.data(part.graph), nodes=part.nodes, seed=seed, progress=False, **part.options)
         row["seconds"].append(time.perf_counter() - began)
         found = evaluate(
             small, judge, learners=part.learners, seeds=1, baselines=False, protocol=PROTOCOL, seed=seed, progress=False
         )
-        for scored in found.rows:
-            row["scores"][scored.learner] += scored.scores["accuracy"]
-        row.update(points=found.rows[0].points, bytes=found.rows[0].nbytes, edges=small.edge_index.shape[1])
-        print(f"  {part.name} {seed}: {100 * row['scores']['gcn'][-1]:.1f} in {row['seconds'][-1]:.1f} s", flush=True)
-    return {part.what: row}
+        for one in found.rows:
+            row["scores"][one.learner] += one.scores["accuracy"]
+        row.update(points=found.rows[0].points, bytes=found.rows[0].nbytes)
+    print(f"  {part.name} {seed}: {100 * row['scores']['gcn'][-1]:.1f}", flush=True)
 
 
 def table(results: dict[str, Any]) -> str:
     """Every row by a GCN, with the published figure, nodes, bytes and seconds."""
     body = []
     for part in parts():
-        for what, row in results.get(part.name, {}).items():
-            scores = recipes[what].published if what in recipes else {}
-            published = scores.get("Cora", {}).get(part.nodes, "") if part.graph == "cora" else ""
-            seconds = f"{statistics.median(row['seconds']):.1f}" if "seconds" in row else ""
+        if part.name in results:
+            row = results[part.name]
+            published = recipes[part.what].published if part.what in recipes else {}
+            figure = published.get("Cora", {}).get(part.nodes, "") if part.graph == "cora" else ""
+            seconds = f"{statistics.median(row['seconds']):.1f}" if row["seconds"] else ""
             sizes = (f"{row['points']:,}", f"{row['bytes']:,}")
-            body.append([part.graph, what, _percent(row["scores"]["gcn"]), str(published), *sizes, seconds])
+            body.append([part.graph, part.what, _percent(row["scores"]["gcn"]), str(figure), *sizes, seconds])
     return format_table(["graph", "trained on", "GCN, %", "published", "points", "bytes", "condense, s"], body)
 
 
@@ -151,7 +153,7 @@ def transfer(results: dict[str, Any]) -> str:
     body = []
     for part in parts():
         if len(part.learners) > 1 and part.name in results:
-            scores = results[part.name][part.what]["scores"]
+            scores = results[part.name]["scores"]
             mean = statistics.fmean(statistics.fmean(scores[name]) for name in TRANSFER[:6])
             body.append([part.graph, str(part.nodes), *(_percent(scores[n]) for n in TRANSFER), f"{100 * mean:.1f}"])
     return format_table(["graph", "nodes", *TRANSFER, "mean"], body)
@@ -165,7 +167,7 @@ def _percent(values: list[float]) -> str:
 def main() -> None:
     """Run what is missing or asked for, print the tables, write the file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--jobs", nargs="*", help="names of parts, or how they begin; none prints the tables only")
+    parser.add_argument("--jobs", nargs="*", help="rows, or how their names begin")
     parser.add_argument("--runs", type=int, default=5, help="distillations from the start, each with its own seed")
     parser.add_argument("--folder", type=Path, default=DATA / "graphs", help="where planetoid/ and facebook/ lie")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "graph_quality.json")
@@ -176,19 +178,18 @@ def main() -> None:
         results = json.loads(options.out.read_text())["parts"]
     graphs = Graphs(options.folder)
     for part in parts():
-        wanted = part.name not in results if options.jobs is None else part.name.startswith(tuple(options.jobs))
-        if not wanted:
+        if options.jobs is not None and not part.name.startswith(tuple(options.jobs)):
             continue
-        print(part.name, flush=True)
-        results[part.name] = run(part, graphs, options.runs)
-        write_results(
-            options.out,
-            {
+        row = results.get(part.name, {"scores": {name: [] for name in part.learners}, "seconds": []})
+        for seed in range(len(row["scores"]["gcn"]), options.runs):
+            run(part, graphs, seed, row)
+            results[part.name] = row
+            content = {
                 "protocol": {PROTOCOL: dataclasses.asdict(GraphModality.published[PROTOCOL])},
                 "network": NETWORK,
                 "parts": results,
-            },
-        )
+            }
+            write_results(options.out, content)
     print(f"{GraphModality.published[PROTOCOL].training}\n{NETWORK}")
     print(table(results))
     print(transfer(results))
