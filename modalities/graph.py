@@ -32,7 +32,7 @@ from datastill.rng import fork, generator, isolated
 ADJACENCIES = ("none", "learned", "bernoulli")
 _CHUNK = 16384  # held-out nodes scored at a time
 _EDGE_LOGIT = (
-    4.0  # of an edge that a learned Bernoulli structure starts with, the others minus that: few of them are drawn
+    4.0  # of edges that a learned Bernoulli structure starts with; of others minus that, so that few are drawn
 )
 _SPARSE_START = 0.05  # share of random edges in a learned Bernoulli structure that does not start from real nodes
 

@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 
-@pytest.mark.parametrize("page", ["docs/add-an-objective.md", "docs/add-a-modality.md", "docs/graphs.md"])
+@pytest.mark.parametrize("page", ["docs/add-an-objective.md", "docs/add-a-modality.md"])
 def test_page(page: str, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("sklearn")
     text = (ROOT / page).read_text(encoding="utf-8")

@@ -12,6 +12,7 @@ from datastill.backbones.infinite import InfiniteReLU
 from datastill.backbones.nodes import Nodes, normalised
 from datastill.checks import check_modality
 from datastill.errors import InputError
+from datastill.evaluation import evaluate
 from datastill.modalities.graph import GraphModality
 from datastill.rng import generator
 
@@ -185,7 +186,7 @@ def test_exported_edges_give_the_operator_of_the_summary() -> None:
     summary = modality.summary([3, 3, 3], rng=generator(0), adjacency="learned", threshold=0.0)
     exported = modality.read(summary.export())
     torch.testing.assert_close(exported.inputs.adjacency.dense(), summary().inputs.adjacency)
-    typical = float(summary.edges(summary.features).detach().median())
+    typical = float(summary.get_submodule("edges")(summary.features).detach().median())
     strict = modality.summary([3, 3, 3], rng=generator(0), adjacency="learned", threshold=typical).export()
     assert 0 < strict.edge_index.shape[1] < 72
     assert float(strict.edge_weight.min()) > typical
@@ -240,6 +241,15 @@ def test_training_on_the_graph_learns_it() -> None:
     for learner in ("gcn", "sgc", "ntk"):
         predictor = modality.fit(modality.real(), learner, rng=generator(0))
         assert modality.score(predictor, "test")["accuracy"] > 0.9
+
+
+def test_the_published_protocol_by_name() -> None:
+    modality = GraphModality(small_graph(nodes=150))
+    subset = modality.subset([3, 3, 3], rng=generator(0))
+    found = evaluate(subset, modality, protocol="gcond", seeds=1, progress=False)
+    assert [row.learner for row in found.rows] == ["gcn"] * 3
+    assert found.rules["gcond"]["training"]["steps"] == 600
+    assert found.row("full data").mean("accuracy") > 0.9
 
 
 def test_graph_without_edges() -> None:
