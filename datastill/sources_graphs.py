@@ -94,7 +94,8 @@ def _read_tu(folder: Path, name: str) -> list[Any]:
             columns.append(F.one_hot(column - column.min()).float())
     sizes = torch.bincount(owner, minlength=len(labels))
     ends = ends[ends[:, 0] != ends[:, 1]]
-    edges = torch.unique(ends, dim=0)  # sorted by source, so graph by graph
+    places = torch.unique(ends[:, 0] * len(owner) + ends[:, 1])  # sorted by source, so graph by graph
+    edges = torch.stack([places // len(owner), places % len(owner)], 1)
     bonds = torch.bincount(owner[edges[:, 0]], minlength=len(labels))
     starts = (sizes.cumsum(0) - sizes)[owner]
     edges = edges - starts[edges[:, 0], None]

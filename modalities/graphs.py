@@ -162,12 +162,12 @@ class GraphsModality(ClassificationModality):
         return ((profile - self._centre.to(profile)) / self._spread.to(profile)).flatten(1)
 
     _PROTOCOLS: ClassVar[dict[str, Protocol]] = {
-        "gcn": Protocol(500, "adam", 1e-3, batch_size=128, schedule="drop", validate_every=10),
-        "profile": Protocol(500, "adam", 1e-2, batch_size=128, schedule="drop", validate_every=10),
+        "gcn": Protocol(500, "adam", 1e-3, batch_size=128, schedule="drop", validate_every=25),
+        "profile": Protocol(500, "adam", 1e-2, batch_size=128, schedule="drop", validate_every=25),
     }
 
     def protocol(self, learner: str) -> Protocol:
-        """500 steps of Adam on at most 128 graphs, from half way at a tenth of the rate; the best of every tenth is kept.
+        """500 steps of Adam on at most 128 graphs, from half way at a tenth of the rate; the best of every 25th is kept.
 
         On up to 128 graphs these are the 500 epochs of DosCond's protocol, at its learning rate for "gcn", 1e-3.
         """

@@ -17,6 +17,7 @@ Splits: TypeAlias = Mapping[str, Any]
 PARTS = ("train", "validation", "test")
 _KEYS = {"train": ("train",), "validation": ("validation", "valid", "val"), "test": ("test",)}
 _SHARE = 0.1  # of the graphs that test, and that validate, where no split is given
+_LARGEST = 1e15  # of features: float32 holds its square
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ def read_graphs(data: Any) -> GraphSet:
         f"data must be a dataset or a list of torch_geometric.data.Data, got {type(data).__name__}.",
     )
     graphs = [data[number] for number in range(len(data))]
-    require(bool(graphs), "data has no graph.")
+    require(bool(graphs), "data has no graph; it needs some of every class.")
     for number, graph in enumerate(graphs):
         if not isinstance(graph, kind):
             raise InputError(f"data[{number}] must be a torch_geometric.data.Data, got {type(graph).__name__}.")
@@ -98,7 +99,7 @@ def read_graphs(data: Any) -> GraphSet:
             len({part.dtype for part in features}) == 1, "x must be floating in every graph, or integer in every graph."
         )
         x = torch.cat(features)
-    shape = (1, 1) if graphs[0].y.dim() == 2 else (1,)
+    shape = (1, 1) if isinstance(graphs[0].y, Tensor) and graphs[0].y.dim() == 2 else (1,)
     return GraphSet(x, torch.cat(edges, 1), sizes, torch.tensor(labels), shape)
 
 
@@ -110,8 +111,14 @@ def _features(number: int, graph: Any) -> Tensor:
     )
     if not x.is_floating_point():
         return x.to("cpu", torch.int64)
+    x = x.to("cpu", torch.float32)
     require(bool(x.isfinite().all()), f"data[{number}].x has a NaN or infinite number; replace it first.")
-    return x.to("cpu", torch.float32)
+    largest = float(x.abs().max()) if x.numel() else 0.0
+    require(
+        largest <= _LARGEST,
+        f"data[{number}].x must hold numbers up to {_LARGEST:g}, whose square float32 holds, got {largest:g}; rescale x.",
+    )
+    return x
 
 
 def _count_nodes(number: int, graph: Any) -> int:
@@ -140,15 +147,22 @@ def _edges(number: int, graph: Any, count: int) -> Tensor:
 
 def _label(number: int, graph: Any) -> int:
     y = graph.y
+    require(y is not None, f"data[{number}] has no y; every graph needs its class, counted from 0.")
     require(
-        isinstance(y, Tensor) and y.numel() == 1,
-        f"data[{number}].y must hold one class, got {tuple(y.shape) if isinstance(y, Tensor) else type(y).__name__}; "
-        "datasets with several tasks are not supported, so keep one column of y.",
+        isinstance(y, (Tensor, int, float)),
+        f"data[{number}].y must be a tensor with one class, got {type(y).__name__}.",
+    )
+    y = torch.as_tensor(y)
+    require(
+        y.numel() == 1,
+        f"data[{number}].y holds {y.numel()} labels, but a graph may have only one class: of several tasks, as some OGB "
+        "datasets have, keep one by y = y[:, [task]] and drop the graphs where it is unknown.",
     )
     value = float(y)
     require(
         value == value and value == int(value) and value >= 0,
-        f"data[{number}].y must be a class counted from 0, got {value}; drop graphs whose label is unknown.",
+        f"data[{number}].y must be a class counted from 0, got {value:g}; renumber the classes, and drop graphs whose label is "
+        "unknown.",
     )
     return int(value)
 
@@ -159,18 +173,17 @@ def read_parts(data: Any, split: Splits | None, labels: Tensor, seed: int) -> di
     Args:
         data: the dataset; if it has `get_idx_split`, as OGB's do, that is the split where none is given.
         split: {"train": ..., "valid": ..., "test": ...}, each positions or a mask of graphs. Without it a tenth of the graphs
-            is for testing and a tenth for validation, at random, as in DosCond (arXiv 2206.07746).
+            is for testing and a tenth for validation, as in DosCond (arXiv 2206.07746), at random but with the classes in
+            proportion, so that those of few graphs train too.
         labels: (m,) classes.
         seed: of a split that has to be made.
     """
     if split is None and hasattr(data, "get_idx_split"):
         split = data.get_idx_split()
     count = len(labels)
+    _check_classes(labels)
     if split is None:
-        order = torch.randperm(count, generator=generator(seed, "graphs split"))
-        held = max(1, round(_SHARE * count))
-        require(count >= 2 * held + 2, f"{count} graphs are too few to be split; give at least 4, or a split.")
-        parts = {"test": order[:held], "validation": order[held : 2 * held], "train": order[2 * held :]}
+        parts = _random_parts(labels, generator(seed, "graphs split"))
     else:
         require(isinstance(split, Mapping), f"split must be a dict of positions by part, got {type(split).__name__}.")
         unknown = set(split) - {key for keys in _KEYS.values() for key in keys}
@@ -187,13 +200,47 @@ def read_parts(data: Any, split: Splits | None, labels: Tensor, seed: int) -> di
     require(
         int(owners.max()) == 1, f"The split puts graph {int(owners.argmax())} into two parts; they must be disjoint."
     )
-    classes = int(labels.max()) + 1
-    require(classes >= 2, "All graphs have one class, so there is nothing to classify.")
-    missing = (torch.bincount(labels[parts["train"]], minlength=classes) == 0).nonzero().flatten().tolist()
-    require(
-        not missing, f"Class {missing[0] if missing else ''} has no training graph; number the classes without gaps."
-    )
+    supply = torch.bincount(labels)
+    missing = (torch.bincount(labels[parts["train"]], minlength=len(supply)) == 0).nonzero().flatten().tolist()
+    if missing:
+        label = missing[0]
+        raise InputError(
+            f"Class {label} has no training graph ({int(supply[label])} in all), so no summary can hold it; move one into the "
+            "train part of the split, or drop the class and number the others without gaps."
+        )
     return {name: parts[name].sort().values for name in PARTS}
+
+
+def _check_classes(labels: Tensor) -> None:
+    known = labels.unique()
+    require(len(known) >= 2, "All graphs have one class, so there is nothing to classify.")
+    gaps = (known != torch.arange(len(known))).nonzero().flatten().tolist()
+    if gaps:
+        raise InputError(
+            f"Classes go up to {int(known[-1])}, but no graph has class {gaps[0]}; number them without gaps."
+        )
+
+
+def _random_parts(labels: Tensor, rng: torch.Generator) -> dict[str, Tensor]:
+    count = len(labels)
+    held = max(1, round(_SHARE * count))
+    require(count >= 2 * held + 2, f"{count} graphs are too few to be split; give at least 4, or a split.")
+    order = torch.randperm(count, generator=rng)
+    ordered = order[labels[order].argsort(stable=True)]
+    # The first graph of each class trains. Evenly spaced ones of the others, in order of classes, have them in proportion.
+    share = torch.bincount(labels)
+    first = torch.zeros(count, dtype=torch.bool)
+    first[share.cumsum(0) - share] = True
+    free = ordered[~first]
+    require(
+        len(free) >= 2 * held,
+        f"{count} graphs of {len(share)} classes are too few to be split; give a split.",
+    )
+    places = (torch.arange(2 * held) * 2 + 1) * len(free) // (4 * held)
+    taken = free[places]
+    rest = torch.ones(count, dtype=torch.bool)
+    rest[taken] = False
+    return {"test": taken[::2], "validation": taken[1::2], "train": rest.nonzero().flatten()}
 
 
 def _positions(name: str, given: Any, count: int) -> Tensor:

@@ -105,10 +105,11 @@ RECIPES = [
         overrides={
             "graphs": {
                 "target": {"integers": "number"},
+                "settings": {"real_size": 64},
                 "summary": {"init": "real", "padding": "keep"},
-                "steps": 400,
+                "steps": 300,
                 "lr": {"features": 0.01, "adjacency": 0.1},
-                "validate_every": 80,
+                "validate_every": 100,
                 "validator": None,
                 "select_on": "export",
             },

@@ -15,7 +15,7 @@ RECIPES = [
         summary={"init": "central"},
         steps=200,
         lr={"features": 0.05, "adjacency": 0.1},
-        validate_every=40,
+        validate_every=50,
         select_on="export",
     ),
 ]

@@ -1,0 +1,218 @@
+"""Graph classification against DosCond's published table: MUTAG, NCI1, ogbg-molbace and ogbg-molbbbp.
+
+    python benchmarks/graph_sets.py                                  every row that the result file lacks
+    python benchmarks/graph_sets.py --sets MUTAG --per-class 1 10    some of them
+    python benchmarks/graph_sets.py --again                          also those that it has
+
+Each row condenses (or draws) `--runs` times with other seeds and trains one fresh network on each; the full data are trained on
+three times. Selection is on validation graphs, scores are of the test graphs. TU sets are split as DosCond's code does (seed 0,
+a tenth for testing, a tenth for validation), OGB's by their scaffold split. "number" reads atoms as raw integers, as DosCond has
+it, and "onehot" as the categories that they are; rows are to be compared within one reading. A row is written when it is done.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from harness import DATA, ROOT, STARTED, modality, write_results
+
+from datastill import condense_graphs, evaluate
+from datastill.evaluation import format_table
+from datastill.modalities.base import Modality
+from datastill.objectives.coresets import coreset
+from datastill.sources_graphs import read_graph_sets
+
+FOLDERS = {
+    "MUTAG": "graphs/tu/MUTAG",
+    "NCI1": "graphs/tu/NCI1",
+    "ogbg-molbace": "molecules/ogbg_molbace",
+    "ogbg-molbbbp": "molecules/ogbg_molbbbp",
+}
+# DosCond, arXiv 2206.07746, table 2: mean and deviation in percent at 1, 10 and 50 (MUTAG 20) graphs a class, and all graphs.
+# Accuracy for the TU sets, ROC-AUC for OGB's.
+PUBLISHED: dict[str, dict[str, dict[int, tuple[float, float | None]]]] = {
+    "MUTAG": {
+        "random": {1: (67.47, None), 10: (77.89, None), 20: (78.21, None)},
+        "herding": {1: (70.84, None), 10: (80.42, None), 20: (80.00, None)},
+        "k-center": {1: (70.84, None), 10: (81.00, None), 20: (82.97, None)},
+        "doscond": {1: (82.21, 1.61), 10: (82.76, 2.31), 20: (83.26, 2.34)},
+        "full data": {0: (88.63, 1.44)},
+    },
+    "NCI1": {
+        "random": {1: (51.27, None), 10: (54.33, None), 50: (58.51, None)},
+        "herding": {1: (53.98, None), 10: (57.11, None), 50: (58.94, None)},
+        "k-center": {1: (53.98, None), 10: (53.21, None), 50: (56.58, None)},
+        "doscond": {1: (56.58, 0.48), 10: (58.02, 1.05), 50: (60.07, 1.58)},
+        "full data": {0: (71.70, 0.20)},
+    },
+    "ogbg-molbace": {
+        "random": {1: (58.0, None), 10: (59.8, None), 50: (63.2, None)},
+        "herding": {1: (54.8, None), 10: (63.9, None), 50: (68.3, None)},
+        "k-center": {1: (54.8, None), 10: (59.1, None), 50: (58.9, None)},
+        "doscond": {1: (65.7, 3.4), 10: (67.4, 3.5), 50: (68.8, 1.2)},
+        "full data": {0: (71.4, 0.5)},
+    },
+    "ogbg-molbbbp": {
+        "random": {1: (51.9, None), 10: (58.6, None), 50: (60.6, None)},
+        "herding": {1: (54.6, None), 10: (60.5, None), 50: (61.7, None)},
+        "k-center": {1: (54.6, None), 10: (53.0, None), 50: (57.6, None)},
+        "doscond": {1: (58.1, 0.5), 10: (60.5, 0.8), 50: (62.0, 0.7)},
+        "full data": {0: (64.6, 0.4)},
+    },
+}
+RECIPES = ("doscond", "graphs-default")
+CORESETS = ("random", "herding", "k-center")
+FULL = "full data"
+METHODS = (*CORESETS, *RECIPES, FULL)
+
+
+def split_of(count: int) -> dict[str, torch.Tensor]:
+    """DosCond's split of a TU set: shuffled by seed 0, a tenth for testing, the next tenth for validation."""
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(0))
+    tenth = int(0.1 * count)
+    return {"test": order[:tenth], "valid": order[tenth : 2 * tenth], "train": order[2 * tenth :]}
+
+
+class Target:
+    """A dataset, read once for each reading of its integers."""
+
+    def __init__(self, name: str, folder: Path) -> None:
+        self.name = name
+        found = read_graph_sets(str(folder / FOLDERS[name]))
+        self.given = {"split": found["split"] or split_of(len(found["data"])), "metric": found["metric"]}
+        self.data = found["data"]
+        self.categorical = not self.data[0].x.is_floating_point()
+        self.budgets = list(PUBLISHED[name]["doscond"])
+        self._read: dict[str, Modality] = {}
+
+    def modality(self, reading: str) -> Modality:
+        """The target dataset with integers read this way."""
+        if reading not in self._read:
+            self._read[reading] = modality("graphs")(self.data, integers=reading, **self.given)
+        return self._read[reading]
+
+    def readings(self, method: str) -> tuple[str, ...]:
+        """How a method's rows read integers; a recipe says it itself."""
+        if not self.categorical:
+            return ("number",)
+        return {"doscond": ("number",), "graphs-default": ("onehot",)}.get(method, ("number", "onehot"))
+
+
+def measure(target: Target, method: str, reading: str, per_class: int, runs: int) -> dict[str, Any]:
+    """One row."""
+    data = target.modality(reading)
+    counts = [per_class] * data.num_groups
+    seeds = 1
+    scores: dict[str, list[float]] = {}
+    spent, best, size = [], [], None
+    for seed in range(1 if method == FULL else runs):
+        began, cpu = time.perf_counter(), time.process_time()
+        if method in RECIPES:
+            options = {**target.given, "per_class": per_class, "recipe": method, "seed": seed, "progress": False}
+            result = condense_graphs.job(target.data, **options).run()
+            small, chosen = result.export(), result.best_step
+            best.append(chosen)
+        elif method == FULL:
+            small, seeds = data.pick(torch.arange(sum(data.full_sizes))), 3
+        else:
+            small = coreset(data, counts, method=method, seed=seed)
+        spent.append((time.perf_counter() - began, time.process_time() - cpu))
+        row = evaluate(small, data, seeds=seeds, seed=seed, baselines=False, progress=False).rows[0]
+        size = {"points": row.points, "bytes": row.nbytes}
+        for metric, values in row.scores.items():
+            scores.setdefault(metric, []).extend(values)
+    return {
+        "set": target.name,
+        "per_class": 0 if method == FULL else per_class,
+        "method": method,
+        "reading": reading,
+        "metric": data.metric,
+        "scores": scores,
+        **(size or {}),
+        "seconds": [round(wall, 2) for wall, _ in spent],
+        "cpu_seconds": [round(cpu, 2) for _, cpu in spent],
+        "best_steps": best,
+        "commit": STARTED["commit"],
+        "processor": STARTED["processor"],
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+    }
+
+
+def key(row: dict[str, Any]) -> tuple[Any, ...]:
+    """By which rows are told apart, and in which order they stand."""
+    return (
+        list(FOLDERS).index(row["set"]),
+        row["per_class"] or 10**6,
+        row["reading"],
+        METHODS.index(row["method"]),
+    )
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """The rows with the published figures beside them."""
+    body = []
+    for row in rows:
+        values = [100 * value for value in row["scores"][row["metric"]]]
+        spread = statistics.stdev(values) if len(values) > 1 else 0.0
+        shown = f"{statistics.fmean(values):.1f} ± {spread:.1f}"
+        as_published = "doscond" if row["method"] == "graphs-default" else row["method"]
+        published = PUBLISHED[row["set"]].get(as_published, {}).get(row["per_class"])
+        known = "" if published is None else f"{published[0]:.1f}" + (f" ± {published[1]:.1f}" if published[1] else "")
+        budget = str(row["per_class"] or "all")
+        seconds = f"{statistics.median(row['cpu_seconds']):.1f}" if row["method"] in RECIPES else ""
+        size = (f"{row['points']:,}", f"{row['bytes']:,}")
+        body.append([row["set"], row["method"], row["reading"], budget, row["metric"], shown, known, *size, seconds])
+    head = ["set", "trained on", "atoms", "a class", "metric", "score, %", "published", "points", "bytes", "CPU s"]
+    return format_table(head, body)
+
+
+def main() -> None:
+    """Measure what is missing, print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sets", nargs="+", default=list(FOLDERS), choices=list(FOLDERS))
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
+    parser.add_argument("--per-class", nargs="+", type=int, default=[1, 10, 20, 50])
+    parser.add_argument("--runs", type=int, default=5, help="seeds of each row")
+    parser.add_argument("--again", action="store_true", help="measure rows that are there already")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--minutes", type=float, default=1e9, help="begin no further row after so many")
+    parser.add_argument("--folder", type=Path, default=DATA, help="where the datasets lie")
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "graph_sets.json")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    began = time.perf_counter()
+
+    rows: dict[tuple[Any, ...], dict[str, Any]] = {}
+    if options.out.exists():
+        rows = {key(row): row for row in json.loads(options.out.read_text())["rows"]}
+    for name in options.sets:
+        target = Target(name, options.folder)
+        budgets = [budget for budget in target.budgets if budget in options.per_class]
+        jobs = [(method, budget) for budget in budgets for method in options.methods if method != FULL]
+        jobs += [(FULL, 0)] if FULL in options.methods else []
+        for method, budget in jobs:
+            for reading in target.readings(method):
+                mark = key({"set": name, "per_class": budget, "method": method, "reading": reading})
+                late = time.perf_counter() - began > 60 * options.minutes
+                if late or (mark in rows and not options.again):
+                    continue
+                rows[mark] = measure(target, method, reading, budget, options.runs)
+                print(table([rows[mark]]).splitlines()[-1], f"({os.times().user:.0f} s)", flush=True)
+                if options.out.exists():  # another process may have added rows meanwhile
+                    known = {key(row): row for row in json.loads(options.out.read_text())["rows"]}
+                    rows = {**known, **{mark: rows[mark]}}
+                write_results(options.out, {"rows": [rows[mark] for mark in sorted(rows)]})
+    print(table([rows[mark] for mark in sorted(rows)]))
+
+
+if __name__ == "__main__":
+    main()
