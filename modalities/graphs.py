@@ -252,7 +252,8 @@ class GraphsModality(ClassificationModality):
         kind = GraphsSummary if edges is None and self.codec.exact else RoundedGraphsSummary
         labels = torch.repeat_interleave(torch.arange(self.num_groups), torch.tensor(counts))
         shape = self.graphs.label_shape
-        made = kind(features, sizes, labels, scale=self.scale, codec=self.codec, label_shape=shape, edges=edges)
+        scale = self.scale if self.codec.exact else 1.0  # of logits there is no scale in the data
+        made = kind(features, sizes, labels, scale=scale, codec=self.codec, label_shape=shape, edges=edges)
         return made.to(self.device, self.dtype)
 
     def _pick(self, init: str, label: int, count: int, most: int, rng: torch.Generator) -> Tensor:
@@ -270,7 +271,8 @@ class GraphsModality(ClassificationModality):
         if init == "noise":
             density = float(links.mean())
             drawn = (torch.rand(links.shape, generator=rng) < density).float().triu(1)
-            return torch.randn(features.shape, generator=rng) * self.scale, drawn + drawn.mT
+            noise = torch.randn(features.shape, generator=rng) * self.scale
+            return self.codec.relax(noise.flatten(0, 1)).reshape(noise.shape), drawn + drawn.mT
         return separate(features.flatten(1), self.scale, rng).reshape(features.shape), links
 
     def read(self, dataset: list[Any]) -> Batch:

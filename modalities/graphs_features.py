@@ -29,6 +29,14 @@ class NodeFeatures(ABC):
         """What a user gets as x for synthetic vectors (n, width). Default: the vectors."""
         return vectors
 
+    def relax(self, free: Tensor) -> Tensor:
+        """Synthetic vectors (n, width) of free parameters (n, width), differentiable. Default: the parameters."""
+        return free
+
+    def free(self, vectors: Tensor) -> Tensor:
+        """Parameters from which `relax` makes these vectors, or what comes near them. Default: the vectors."""
+        return vectors
+
 
 class Numbers(NodeFeatures):
     """Features that are numbers already; integers become floats."""
@@ -49,12 +57,16 @@ class Categories(NodeFeatures):
     """Columns of integers that name categories, such as OGB's atom features: one-hot over the values that each column has.
 
     A value that the training graphs do not have becomes zeros; a synthetic vector becomes the largest entry's category.
+    Synthetic vectors are probabilities of the categories, softmax of free logits, so that this rounding changes little.
 
     Args:
         columns: the values of each column, ascending.
     """
 
     exact = False
+    _DOUBT = (
+        0.1  # share of a real node's column that is spread over all categories at the start, so that logits are finite
+    )
 
     def __init__(self, columns: list[Tensor]) -> None:
         self.columns = columns
@@ -73,9 +85,20 @@ class Categories(NodeFeatures):
         assert x is not None
         return torch.cat([(column[:, None] == known).float() for column, known in zip(x.T, self.columns)], 1)
 
+    def _split(self, vectors: Tensor) -> tuple[Tensor, ...]:
+        return vectors.split([len(known) for known in self.columns], 1)
+
     def decode(self, vectors: Tensor) -> Tensor:
-        parts = vectors.split([len(known) for known in self.columns], 1)
+        parts = self._split(vectors)
         return torch.stack([known[part.argmax(1)] for known, part in zip(self.columns, parts)], 1)
+
+    def relax(self, free: Tensor) -> Tensor:
+        return torch.cat([part.softmax(1) for part in self._split(free)], 1)
+
+    def free(self, vectors: Tensor) -> Tensor:
+        doubt = self._DOUBT
+        parts = [(1 - doubt) * part.clamp(min=0) + doubt / part.shape[1] for part in self._split(vectors)]
+        return torch.cat(parts, 1).log()
 
 
 class Degrees(NodeFeatures):

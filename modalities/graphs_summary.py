@@ -23,9 +23,9 @@ class GraphsSummary(Summary):
         features: (b, N, d) initial encoded features; rows behind a graph's end are left out.
         sizes: (b,) int64, nodes of each graph, from 1 to N.
         labels: (b,) int64 classes, in blocks.
-        scale: the features' typical size; the parameters are features over `scale`, so that learning rates mean the same
-            for every dataset.
-        codec: gives the exported form of features.
+        scale: typical size of what `codec` makes features of; the parameters are in units of it, so that learning rates mean
+            the same for every dataset.
+        codec: makes features of free parameters, and gives the exported form of features.
         label_shape: of an exported y.
         edges: of the structure, or None for none.
     """
@@ -48,13 +48,13 @@ class GraphsSummary(Summary):
         super().__init__()
         self.scale, self.codec, self.label_shape, self.edges = scale, codec, label_shape, edges
         present = torch.arange(features.shape[1]) < sizes[:, None]
-        self.features = nn.Parameter(features.detach()[present] / scale)
+        self.features = nn.Parameter(codec.free(features.detach()[present]) / scale)
         for name, value in (("labels", labels), ("sizes", sizes), ("present", present)):
             self.register_buffer(name, value.clone())
 
     def forward(self, rng: torch.Generator | None = None) -> Batch:
         """All graphs, in blocks of classes."""
-        features = self.features * self.scale
+        features = self._vectors()
         if self.edges is None:
             graphs = Graphs(features, owners_of(self.sizes), self.num_points)
             return Batch(graphs, self.labels, self.labels)
@@ -65,6 +65,9 @@ class GraphsSummary(Summary):
         adjacency = normalised_dense(self._within(self.edges(features, rng)))
         present = None if bool(self.present.all()) else self.present.flatten()
         return Batch(Graphs(filled.flatten(0, 1), owner, count, adjacency, present), self.labels, self.labels)
+
+    def _vectors(self) -> Tensor:
+        return self.codec.relax(self.features * self.scale)
 
     def _within(self, weights: Tensor) -> Tensor:
         """Edges (b, N, N) without those of absent nodes."""
@@ -78,7 +81,7 @@ class GraphsSummary(Summary):
             graph, target, source = self._within(self.edges.discrete(self.features)).cpu().nonzero(as_tuple=True)
             starts = (self.sizes.cumsum(0) - self.sizes).cpu()
             edge_index = torch.stack([source, target]) + starts[graph]
-        x = self.codec.decode((self.features * self.scale).cpu())
+        x = self.codec.decode(self._vectors().cpu())
         return to_list(GraphSet(x, edge_index, self.sizes.cpu(), self.labels.cpu(), self.label_shape))
 
     def project_(self) -> None:
