@@ -8,12 +8,15 @@ pixels).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
-from typing import Literal
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 
 from datastill.backbones.base import Learner
+from datastill.backbones.batch import Batch
+from datastill.backbones.fast import CHUNK, Conv3x3, HalvingMean
 from datastill.errors import check_count, require
 
 Norm = Literal["instance", "group", "layer", "batch", "none"]
@@ -88,7 +91,7 @@ class ConvNet(Learner):
             # gives.
             blocks.append(
                 nn.Sequential(
-                    nn.Conv2d(fan_in, width, 3, padding=1),
+                    Conv3x3(fan_in, width),
                     make_norm(norm, width),
                     ACTIVATIONS[activation](),
                     _POOLS[pool](),
@@ -110,10 +113,29 @@ class ConvNet(Learner):
 
     def embed(self, inputs: Tensor) -> Tensor:
         """The last feature maps, flattened: (n, width * h * w)."""
+        if not torch.is_grad_enabled() and not self.training and len(inputs) > CHUNK and inputs.device.type == "cpu":
+            return torch.cat([self.embed(chunk) for chunk in inputs.split(CHUNK)])
         for block in self.blocks:
             inputs = block(inputs)
         # `reshape`, not `view`: the maps of channels-last images are not contiguous.
         return inputs.reshape(len(inputs), -1)
+
+    def group_gradients(
+        self, batch: Batch, groups: Sequence[int], loss: Callable[[Tensor, Any], Tensor], *, create_graph: bool
+    ) -> list[Tensor]:
+        """As every learner's; without a graph, a CPU adds up the gradients of chunks, whose `loss` has to be a mean over points."""
+        if create_graph or self.training or batch.inputs.device.type != "cpu":
+            return super().group_gradients(batch, groups, loss, create_graph=create_graph)
+        found: list[list[Tensor]] = []
+        for group in groups:
+            points, total = batch.of_group(group), [torch.zeros_like(value) for value in self.parameters()]
+            for rows in torch.arange(len(points)).split(CHUNK):
+                part = points.take(rows)
+                value = len(rows) / len(points) * loss(self(part.inputs), part.targets)
+                for total_part, grad in zip(total, torch.autograd.grad(value, list(self.parameters()))):
+                    total_part.add_(grad)
+            found.append(total)
+        return [torch.stack(parts) for parts in zip(*found)]
 
 
 def make_norm(norm: Norm, width: int) -> nn.Module:
@@ -135,7 +157,7 @@ def erases_pixels(norm: Norm, width: int) -> bool:
 
 
 _POOLS: dict[str, Callable[[], nn.Module]] = {
-    "avg": lambda: nn.AvgPool2d(2, ceil_mode=True),
+    "avg": HalvingMean,
     "max": lambda: nn.MaxPool2d(2, ceil_mode=True),
     "none": nn.Identity,
 }

@@ -1,0 +1,66 @@
+"""The faster kernels against PyTorch's own, and their derivatives of first and second order."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from datastill.backbones.batch import Batch
+from datastill.backbones.convnet import ConvNet
+from datastill.backbones.fast import CHUNK, Conv3x3, HalvingMean
+from datastill.rng import generator, isolated
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("shape", [(8, 8), (7, 10), (1, 1)], ids=str)
+def test_convolution(channels: int, shape: tuple[int, int]) -> None:
+    images = torch.randn(5, channels, *shape, generator=generator("images"))
+    conv = Conv3x3(channels, 6)
+    expected = F.conv2d(images, conv.weight, conv.bias, padding=1)
+    assert torch.equal(conv(images), expected)
+    with torch.no_grad():
+        assert torch.allclose(conv(images), expected, atol=1e-6)
+        assert conv(images[:0]).shape == expected[:0].shape
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (7, 10), (2, 4), (1, 1), (5, 5)], ids=str)
+def test_pooling_and_its_derivatives(shape: tuple[int, int]) -> None:
+    maps = torch.randn(2, 3, *shape, generator=generator("maps"), dtype=torch.float64, requires_grad=True)
+    pool, theirs = HalvingMean(), nn.AvgPool2d(2, ceil_mode=True)
+    assert torch.allclose(pool(maps), theirs(maps), atol=1e-12)
+    results = []
+    for one in (pool, theirs):  # a gradient that depends on the maps, differentiated again
+        (grad,) = torch.autograd.grad(one(maps).pow(3).sum(), maps, create_graph=True)
+        (second,) = torch.autograd.grad(grad.square().sum(), maps)
+        results.append((grad, second))
+    assert all(torch.allclose(a, b, atol=1e-12) for a, b in zip(*results))
+    assert torch.autograd.gradgradcheck(pool, (maps,))
+
+
+@pytest.mark.parametrize("shape", [(1, 28, 28), (3, 9, 12)], ids=str)
+def test_networks_in_chunks_are_the_same_networks(shape: tuple[int, int, int]) -> None:
+    with isolated(0):
+        net = ConvNet(shape, 4, width=8).eval()
+    images = torch.randn(2 * CHUNK + 5, *shape, generator=generator("images"))
+    whole = net(images)  # with a graph, so in one piece
+    with torch.no_grad():
+        assert torch.allclose(net(images), whole, atol=1e-5)
+        assert net.embed(images).shape == (2 * CHUNK + 5, net.head.in_features)
+
+
+def test_gradients_in_chunks_are_those_of_the_mean() -> None:
+    with isolated(0):
+        net = ConvNet((1, 8, 8), 3, width=4).double().eval()
+    labels = torch.arange(3).repeat_interleave(CHUNK + 7)
+    images = torch.randn(len(labels), 1, 8, 8, generator=generator("images"), dtype=torch.float64)
+    batch = Batch(images, labels, labels)
+    found = net.group_gradients(batch, [2, 0], F.cross_entropy, create_graph=False)
+    for row, group in enumerate((2, 0)):
+        mine = labels == group
+        expected = torch.autograd.grad(F.cross_entropy(net(images[mine]), labels[mine]), list(net.parameters()))
+        assert all(torch.allclose(a[row], b, atol=1e-12) for a, b in zip(found, expected))
+    graph = net.group_gradients(batch, [2, 0], F.cross_entropy, create_graph=True)
+    assert all(value.requires_grad for value in graph)
+    assert all(torch.allclose(a, b, atol=1e-12) for a, b in zip(found, graph))
