@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from datastill.errors import check_count, require
+from datastill.modalities.image_scale import PixelScale
 
 
 class Storage(nn.Module, ABC):
@@ -27,8 +28,8 @@ class Storage(nn.Module, ABC):
     def forward(self) -> Tensor:
         """The images, differentiable in the parameters."""
 
-    def clamp_(self, low: Tensor, high: Tensor) -> None:
-        """Keep what is stored in the valid range (broadcast over images), where it is in the scale of pixels at all."""
+    def clamp_(self, scale: PixelScale) -> None:
+        """Keep what is stored in the valid range, where it is in the scale of pixels at all."""
 
     @property
     def options(self) -> dict[str, float]:
@@ -58,7 +59,8 @@ class FreePixels(Storage):
         return self.pixels
 
     @torch.no_grad()
-    def clamp_(self, low: Tensor, high: Tensor) -> None:
+    def clamp_(self, scale: PixelScale) -> None:
+        low, high = scale.bounds(self.pixels)
         self.pixels.copy_(torch.minimum(torch.maximum(self.pixels, low), high))
 
 
@@ -101,7 +103,8 @@ class MultiFormation(Storage):
         return int(check_count("factor", options.get("factor", 2), least=2)) ** 2
 
     @torch.no_grad()
-    def clamp_(self, low: Tensor, high: Tensor) -> None:
+    def clamp_(self, scale: PixelScale) -> None:
+        low, high = scale.bounds(self.mosaics)
         self.mosaics.copy_(torch.minimum(torch.maximum(self.mosaics, low), high))
 
 

@@ -92,7 +92,7 @@ class ImageSummary(Summary):
     def project_(self) -> None:
         """Clamp stored pixels to the valid range, and put each soft label on the simplex of distributions."""
         if self.clamp:
-            self.storage.clamp_(*self.scale.bounds(next(self.storage.parameters())))
+            self.storage.clamp_(self.scale)
         if self.labels is not None:
             self.labels.copy_(nearest_distributions(self.labels))
 
