@@ -22,8 +22,8 @@ from datastill.errors import check_count, require
 Norm = Literal["instance", "group", "layer", "batch", "none"]
 NORMS = ("instance", "group", "layer", "batch", "none")
 POOLS = ("avg", "max", "none")
-ACTIVATIONS: dict[str, type[nn.Module]] = {
-    "relu": nn.ReLU,
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "relu": lambda: nn.ReLU(inplace=True),  # of the norm's or the convolution's output, which nothing else needs
     "leaky": nn.LeakyReLU,
     "sigmoid": nn.Sigmoid,
     "swish": nn.SiLU,

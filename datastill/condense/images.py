@@ -25,6 +25,8 @@ def condense_images(
     validation: Any = None,
     test: Any = None,
     augmentation: str = NO_FLIP,
+    storage: str | None = None,
+    codec: str | None = None,
     seed: int = 0,
     steps: int | None = None,
     out: str | Path | None = None,
@@ -45,6 +47,11 @@ def condense_images(
         test: test images in any form of `data`, never used in distillation; they let `evaluate` score a run of `out`.
         augmentation: operations joined by "_" out of color, crop, cutout, flip, scale and rotate, or "none". The
             default has no flip; add it where a mirror image means the same.
+        storage: how pixels are stored, in place of the recipe's: "pixels" (freely), or as fewer numbers "formation", "bases",
+            "frequencies", "hallucinators" or "codes"; see `ImageModality.summary`.
+        codec: how the stored numbers are kept, in place of the recipe's: "float32", "float16", "int8", "int4" or "int2", with
+            "-entropy" behind it entropy-coded too. With a storage or a codec the result is `StoredImages`, which also hold the
+            bytes that they are decoded from.
         seed: of everything random.
         steps: outer steps, in place of the recipe's.
         out: run folder for the artifact, the metrics and checkpoints from which a killed run goes on. None writes
@@ -63,5 +70,6 @@ def condense_images(
     chosen = find_recipe(recipe, "image")
     modality = ImageModality(data, labels, validation=validation, test=test, augmentation=augmentation, seed=seed)
     counts = [per_class] * modality.num_groups
-    options = {"seed": seed, "steps": steps, "out": out, "device": device, "progress": progress}
+    options: dict[str, Any] = {"seed": seed, "steps": steps, "out": out, "device": device, "progress": progress}
+    options |= {name: value for name, value in (("storage", storage), ("codec", codec)) if value is not None}
     return Job(modality, counts, chosen, options)

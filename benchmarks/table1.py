@@ -1,0 +1,178 @@
+"""Published recipes on MNIST under the protocols of their papers, with random subsets and the full data beside (survey, Table 1).
+
+    python benchmarks/table1.py                                  every recipe that has published MNIST scores, at 1 and 10 a class
+    python benchmarks/table1.py --rows dm:1 dsa:10 --seeds 5     some of them
+    python benchmarks/table1.py --rows dm:1 --steps 100 --width 32 --out trial.json
+
+Every row distils `--runs` times from the start, and trains `--seeds` fresh networks on each result by the recipe's protocol. Rows
+that stand in the file already are passed over, unless their settings differ, so that a run that was stopped goes on; the
+distillation of a row goes on from its checkpoint. The baselines are trained once for each protocol and number of images.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from harness import DATA, ROOT, STARTED, image_data, write_results
+
+from datastill import recipes
+from datastill.condense.common import run_recipe
+from datastill.evaluation import evaluate, format_table
+from datastill.modalities.base import Modality
+from datastill.recipe import Recipe
+from datastill.registry import find
+from datastill.rng import generator
+
+PROTOCOLS = {"dc": "dc-mnist"}  # the protocol that a paper has for MNIST alone
+
+
+def known_rows() -> list[str]:
+    """Every recipe with published MNIST scores at 1 and 10 images a class."""
+    names = [name for name in recipes if "image" in recipes[name].modalities]
+    return [f"{name}:{ipc}" for name in names for ipc in (1, 10) if ipc in recipes[name].published.get("MNIST", {})]
+
+
+def prepared(name: str, width: int, steps: int | None) -> Recipe:
+    """The recipe for images, its network (if it has one and names none) of `width` filters, with `steps` outer steps."""
+    recipe = recipes[name].on("image")
+    fields = (
+        {} if recipe.objective is None else {f.name for f in dataclasses.fields(find("objectives", recipe.objective))}
+    )
+    settings = dict(recipe.settings)
+    if "learner" in fields and not settings.get("learner") and "kernel" not in settings:
+        settings["learner"] = f"convnet-w{width}"
+    changed: dict[str, Any] = {"settings": settings}
+    if steps is not None and recipe.objective is not None:
+        changed["steps"] = steps
+    return dataclasses.replace(recipe, **changed)
+
+
+def trained(row: Any) -> dict[str, Any]:
+    """A row of an evaluation for the file."""
+    return {"accuracy": row.scores["accuracy"], "points": row.points, "bytes": row.nbytes, "seconds": row.seconds}
+
+
+def distilled(
+    modality: Modality, recipe: Recipe, ipc: int, protocol: str, options: Any, folder: Path
+) -> dict[str, Any]:
+    """The scores of `options.runs` distillations."""
+    runs = []
+    for run in range(options.runs):
+        began = time.perf_counter()
+        out = folder / f"{recipe.name}-{ipc}-{run}"
+        result = run_recipe(
+            modality,
+            [ipc] * modality.num_groups,
+            recipe,
+            seed=run,
+            out=out,
+            device=options.device,
+            progress=options.progress,
+        )
+        seconds = time.perf_counter() - began
+        found = evaluate(
+            result, protocol=protocol, seeds=options.seeds, seed=run, baselines=False, progress=options.progress
+        )
+        runs.append({**trained(found.rows[0]), "distilled_seconds": seconds, "best_step": result.best_step})
+    return {
+        "runs": runs,
+        "mean": statistics.fmean(score for run in runs for score in run["accuracy"]),
+        "published": recipe.published.get("MNIST", {}).get(ipc),
+    }
+
+
+def baselines(modality: Modality, ipc: int, protocol: str, options: Any, stored: dict[str, Any]) -> None:
+    """Train on a random subset of the size and on the full data, unless `stored` has them."""
+    key = f"random:{ipc}:{protocol}"
+    subset = modality.subset([ipc] * modality.num_groups, rng=generator(0, "subset"))
+    again = {"protocol": protocol, "seeds": options.seeds, "progress": options.progress}
+    if options.full_seeds and f"full:{protocol}" not in stored:
+        found = evaluate(subset, modality, **{**again, "seeds": options.full_seeds})
+        full = [row for row in found.rows if row.data == "full data"]  # too many points for a kernel
+        stored[f"full:{protocol}"] = trained(full[0]) if full else None
+    if key not in stored:
+        scores: list[dict[str, Any]] = []
+        for number in range(options.seeds):
+            drawn = modality.subset([ipc] * modality.num_groups, rng=generator(number, "subset"))
+            found = evaluate(drawn, modality, **{**again, "seeds": 1}, seed=number, baselines=False)
+            scores.append(trained(found.rows[0]))
+        stored[key] = {**scores[0], "accuracy": [score for one in scores for score in one["accuracy"]]}
+
+
+def main() -> None:
+    """Run the rows that are missing, write each as it is done, print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", nargs="+", default=known_rows(), metavar="RECIPE:IPC")
+    parser.add_argument("--data", default=str(DATA / "images" / "MNIST"), help="as --data of `datastill image`")
+    parser.add_argument("--protocol", help="in place of each recipe's own")
+    parser.add_argument("--steps", type=int, help="outer steps in place of each recipe's")
+    parser.add_argument("--width", type=int, default=128, help="filters of the networks that distil")
+    parser.add_argument("--runs", type=int, default=1, help="distillations of a row")
+    parser.add_argument("--seeds", type=int, default=5, help="networks trained on each result")
+    parser.add_argument("--full-seeds", type=int, default=1, help="networks trained on the full data; 0 leaves it out")
+    parser.add_argument("--device", help="where to compute")
+    parser.add_argument("--progress", action="store_true")
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "table1.json")
+    options = parser.parse_args()
+
+    content: dict[str, Any] = {"rows": {}, "baselines": {}}
+    if options.out.exists():
+        stored = json.loads(options.out.read_text())
+        content = {name: stored[name] for name in content}
+    modality = image_data(options.data).to(options.device)
+    for row in options.rows:
+        name, _, ipc = row.partition(":")
+        recipe = prepared(name, options.width, options.steps)
+        protocol = options.protocol or PROTOCOLS.get(recipe.protocol or "", recipe.protocol or "dsa")
+        settings = {
+            "data": Path(options.data).name,
+            "protocol": protocol,
+            "steps": recipe.steps,
+            "settings": dict(recipe.settings),
+            "runs": options.runs,
+            "seeds": options.seeds,
+        }
+        settings = json.loads(json.dumps(settings))
+        if content["rows"].get(row, {}).get("options") == settings:
+            continue
+        print(f"{row} ...", flush=True)
+        found = distilled(
+            modality, recipe, int(ipc), protocol, options, options.out.parent / f"{options.out.stem}-runs"
+        )
+        content["rows"][row] = {"options": settings, "commit": STARTED["commit"], **found}
+        write_results(options.out, content)
+        baselines(modality, int(ipc), protocol, options, content["baselines"])
+        write_results(options.out, content)
+    body = []
+    for row, found in content["rows"].items():
+        protocol, ipc = found["options"]["protocol"], row.partition(":")[2]
+        beside = [content["baselines"].get(key) for key in (f"random:{ipc}:{protocol}", f"full:{protocol}")]
+        scores = [score for run in found["runs"] for score in run["accuracy"]]
+        spread = statistics.stdev(scores) if len(scores) > 1 else 0.0
+        body.append(
+            [
+                row,
+                protocol,
+                f"{100 * found['mean']:.2f} ± {100 * spread:.2f}",
+                f"{found['published']}" if found["published"] else "-",
+                *(f"{100 * statistics.fmean(one['accuracy']):.2f}" if one else "-" for one in beside),
+                f"{found['runs'][0]['points']:,}",
+                f"{found['runs'][0]['bytes']:,}",
+                str(found["options"]["steps"]),
+                f"{statistics.fmean(run['distilled_seconds'] for run in found['runs']):.0f}",
+            ]
+        )
+    head = ["row", "protocol", "score, %", "published", "random", "full", "points", "bytes", "steps", "distil, s"]
+    print(f"threads: {torch.get_num_threads()}")
+    print(format_table(head, body))
+
+
+if __name__ == "__main__":
+    main()

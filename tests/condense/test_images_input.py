@@ -1,0 +1,108 @@
+"""Images of every size, number of classes and budget: they are distilled, or refused in one sentence."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+import torch
+
+from datastill import condense_images, recipes
+from datastill.errors import InputError
+from datastill.modalities.image_stored import StoredImages
+from datastill.rng import generator
+
+QUICK = dataclasses.replace(
+    recipes["dm"].on("image"), settings={"learner": "convnet-w4", "real_size": 4}, steps=2, validate_every=0
+)
+
+
+def images(shape: tuple[int, int, int], classes: int, each: int = 8) -> tuple[torch.Tensor, torch.Tensor]:
+    labels = torch.arange(classes).repeat_interleave(each)
+    return torch.rand(len(labels), *shape, generator=generator("images")), labels
+
+
+@pytest.mark.parametrize(
+    ("shape", "classes"),
+    [
+        ((1, 28, 28), 10),
+        ((3, 32, 32), 2),
+        ((3, 64, 64), 2),
+        ((1, 20, 33), 3),
+        ((3, 9, 40), 3),
+        ((1, 4, 4), 200),
+        ((2, 1, 6), 2),
+    ],
+    ids=str,
+)
+def test_sizes_channels_and_classes(shape: tuple[int, int, int], classes: int) -> None:
+    made = condense_images(images(shape, classes), per_class=1, recipe=QUICK, progress=False)
+    pixels, labels = made.tensors
+    assert pixels.shape == (classes, *shape)
+    assert labels.tolist() == list(range(classes))
+    assert bool(pixels.isfinite().all())
+
+
+@pytest.mark.parametrize("per_class", [1, 3, 7])
+@pytest.mark.parametrize("storage", ["pixels", "frequencies"])
+def test_any_number_of_images_a_class(per_class: int, storage: str) -> None:
+    made = condense_images(
+        images((1, 8, 8), 3), per_class=per_class, recipe=QUICK, storage=storage, codec="int4", progress=False
+    )
+    assert isinstance(made, StoredImages)
+    assert torch.bincount(made.tensors[1]).tolist() == [per_class] * 3
+
+
+def test_classes_of_unequal_size() -> None:
+    labels = torch.tensor([0] * 40 + [1] * 3 + [2] * 12)
+    pixels = torch.rand(55, 1, 8, 8, generator=generator("images"))
+    made = condense_images((pixels, labels), per_class=2, recipe=QUICK, progress=False)
+    assert torch.bincount(made.tensors[1]).tolist() == [2, 2, 2]
+    with pytest.raises(
+        InputError, match=r"Class '1' has 2 training images, fewer than the 3 asked for: lower the budget"
+    ):
+        condense_images((pixels, labels), per_class=3, recipe=QUICK, progress=False)
+    noise = dataclasses.replace(QUICK, summary={"init": "noise"})
+    made = condense_images((pixels, labels), per_class=5, recipe=noise, progress=False)
+    assert torch.bincount(made.tensors[1]).tolist() == [5, 5, 5]
+
+
+@pytest.mark.parametrize(
+    ("summary", "per_class", "said"),
+    [
+        ({"storage": "formation"}, 3, "must be a multiple of 4, got 3 for class 0: ask for 4"),
+        ({"storage": "hallucinators"}, 2, "must be a multiple of 5, got 2 for class 0: ask for 5"),
+        ({"storage": "codes", "decoders": 3}, 4, "must be a multiple of 3, got 4 for class 0: ask for 3"),
+        ({"storage": "bases", "bases": 16}, 1, "bases must be at most 3 for 3 images of this size, got 16"),
+        ({"storage": "frequencies", "keep": 2.0}, 1, r"keep must be in \(0, 1\], got 2.0"),
+        ({"storage": "mosaics"}, 1, "Unknown storage 'mosaics'"),
+        ({"codec": "int3"}, 1, "Unknown codec 'int3'"),
+    ],
+    ids=str,
+)
+def test_budgets_that_a_factorisation_cannot_meet(summary: dict[str, Any], per_class: int, said: str) -> None:
+    with pytest.raises(InputError, match=said) as caught:
+        condense_images(
+            images((1, 8, 8), 3),
+            per_class=per_class,
+            recipe=dataclasses.replace(QUICK, summary=summary),
+            progress=False,
+        )
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("learner", "said"),
+    [("lenet", "at least 12x12 pixels, got 8x8"), ("resnet18", "ask for resnet18-gn"), ("vgg11", "ask for vgg11-gn")],
+)
+def test_networks_that_the_images_are_too_small_for(learner: str, said: str) -> None:
+    recipe = dataclasses.replace(QUICK, settings={**QUICK.settings, "learner": learner})
+    with pytest.raises(InputError, match=said):
+        condense_images(images((1, 8, 8), 3), per_class=1, recipe=recipe, progress=False)
+
+
+@pytest.mark.parametrize("per_class", [0, -1, 1.5, True, "2"])
+def test_numbers_that_are_none(per_class: Any) -> None:
+    with pytest.raises(InputError, match="per_class must be an integer of at least 1"):
+        condense_images(images((1, 8, 8), 3), per_class=per_class, recipe=QUICK, progress=False)
