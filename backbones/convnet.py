@@ -123,7 +123,7 @@ class ConvNet(Learner):
     def group_gradients(
         self, batch: Batch, groups: Sequence[int], loss: Callable[[Tensor, Any], Tensor], *, create_graph: bool
     ) -> list[Tensor]:
-        """As every learner's; without a graph, a CPU adds up the gradients of chunks, whose `loss` has to be a mean over points."""
+        """As every learner's; without a graph, a CPU adds up the gradients of chunks. `loss` has to be a mean over points."""
         if create_graph or self.training or batch.inputs.device.type != "cpu":
             return super().group_gradients(batch, groups, loss, create_graph=create_graph)
         found: list[list[Tensor]] = []
