@@ -35,6 +35,7 @@ def ranking_metrics(
     relevant: SparseRows,
     cutoffs: Sequence[int],
     propensities: Tensor | None = None,
+    missing: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """HR@k, nDCG@k and recall@k of each user, and PSP@k if propensities are given.
 
@@ -45,6 +46,7 @@ def ranking_metrics(
         relevant: held-out items of each user, at least one for every user.
         cutoffs: the values of k; one above the number of items is the number of items.
         propensities: (items,) inverse propensities, see `inverse_propensities`.
+        missing: (n,) how many items are held out of a user beside those that are ranked; each is a miss in HR, nDCG and recall.
 
     Returns:
         "hr@k", "ndcg@k", "recall@k", and "psp@k" and "psp-legacy@k", for every k, each (n,) float64 in [0, 1].
@@ -54,6 +56,7 @@ def ranking_metrics(
     top = _hide(scores, seen).topk(longest, dim=1).indices
     hits = _mask(relevant).gather(1, top).double()
     counts = relevant.starts.diff()
+    counts = counts if missing is None else counts + missing
     discounts = 1 / torch.arange(2, longest + 2, dtype=torch.float64, device=scores.device).log2()
     best = discounts.cumsum(0)
     found: dict[str, Tensor] = {}
@@ -113,17 +116,27 @@ class Holdout:
         wanted: (users, items) likewise, the held-out items.
         metric: the key of `ranking_metrics` by which models are chosen.
         chunk: users scored at once; memory is about chunk * items * 20 bytes.
+        missing: (users,) see `ranking_metrics`.
     """
 
-    def __init__(self, histories: Any, wanted: Any, metric: str = "ndcg@10", chunk: int = 1024) -> None:
+    def __init__(
+        self,
+        histories: Any,
+        wanted: Any,
+        metric: str = "ndcg@10",
+        chunk: int = 1024,
+        missing: Tensor | None = None,
+    ) -> None:
         read, found = user_rows(histories), user_rows(wanted)
         if not isinstance(read, SparseRows) or not isinstance(found, SparseRows):
             raise InputError("histories and wanted must be sparse matrices (users, items).")
         same = len(read) == len(found) and read.width == found.width
         require(same, "histories and wanted must have the same users and items.")
-        users = found.starts.diff().nonzero().squeeze(1)
+        counts = found.starts.diff() if missing is None else found.starts.diff() + missing
+        users = counts.nonzero().squeeze(1)
         require(len(users) > 0, "Nobody has held-out items, so there is nothing to score a recommender by.")
         self.histories, self.wanted = read.take(users), found.take(users)
+        self.missing = None if missing is None else missing[users]
         self.metric = metric
         self.chunk = check_count("chunk", chunk)
 
@@ -140,19 +153,17 @@ class Holdout:
         for users in self._chunks():
             yield self.histories.take(users), self.wanted.take(users)
 
-    def shared(self) -> Iterator[tuple[SparseRows, SparseRows]]:
-        """The chunks that fall to this process, where several score together."""
-        for users in processes.mine(self._chunks()):
-            yield self.histories.take(users), self.wanted.take(users)
-
     def _chunks(self) -> Sequence[Tensor]:
         return torch.arange(len(self), device=self.wanted.starts.device).split(self.chunk)
 
     def score(self, predictor: Predictor, cutoffs: Sequence[int] = (10, 100)) -> dict[str, float]:
-        """HR, nDCG and recall of a predictor, means over users."""
+        """HR, nDCG and recall of a predictor, means over users; of several processes each scores a share of them."""
         sums = {f"{name}@{k}": 0.0 for k in cutoffs for name in ("hr", "ndcg", "recall")}
-        for histories, wanted in self.shared():
-            for name, values in ranking_metrics(predictor(histories), histories, wanted, cutoffs).items():
+        for users in processes.mine(self._chunks()):
+            histories, wanted = self.histories.take(users), self.wanted.take(users)
+            missing = None if self.missing is None else self.missing[users]
+            found = ranking_metrics(predictor(histories), histories, wanted, cutoffs, missing=missing)
+            for name, values in found.items():
                 sums[name] += float(values.sum())
         totals = processes.total(torch.tensor(list(sums.values()), dtype=torch.float64)).tolist()
         return {name: total / len(self) for name, total in zip(sums, totals)}

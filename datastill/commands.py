@@ -51,6 +51,8 @@ def condense(kind: str, arguments: Sequence[str]) -> None:
     job = function.job(**found, **chosen, out=folder, progress=not options["quiet"])
     if options["protocol"] is not None:
         job.modality.published_protocol(options["protocol"])  # a wrong name is said before the work, not after
+    if job.modality.scope():
+        print(f"Scope: {job.modality.scope()}.")
     result = job.run()
     if processes.is_main():
         _write_settings(folder, kind, options)

@@ -159,6 +159,10 @@ class Modality(ABC):
         require(size is None or rng is not None, "real() needs rng, a torch.Generator, when size is given.")
         return self.draw(size, range(self.num_groups) if groups is None else groups, rng).to(self.device, self.dtype)
 
+    def scope(self) -> str:
+        """What part of the target dataset is distilled and scored, in words, where it is not all of it. Default: "", all."""
+        return ""
+
     def full(self) -> Batch:
         """What "full data" means as a baseline of evaluation: all of `real`, unless `real` adds points that users lack.
 

@@ -28,13 +28,14 @@ from datastill.errors import InputError, check_count, require, unknown_name
 from datastill.modalities.base import Batch, Modality, Size, Split
 from datastill.modalities.interactions_init import cluster_means, positive_weights
 from datastill.modalities.interactions_io import read_interactions
+from datastill.modalities.interactions_popular import most_popular
 from datastill.modalities.interactions_rows import Held, entries, hide
 from datastill.modalities.interactions_store import Splits, blocks_of
 from datastill.modalities.interactions_summary import TEMPERATURE, InteractionsSummary
 from datastill.modalities.interactions_table import Interactions
 from datastill.modalities.interactions_teacher import Taught, Teacher, feasible, hide_seen
 from datastill.modalities.interactions_weights import WeightedUsers
-from datastill.rng import fork
+from datastill.rng import fork, generator
 
 CUTOFFS = (10, 100)
 RECOMMENDERS: dict[str, type[Recommender]] = {"ease": EASE, "popularity": Popularity, "mult-vae": MultVAE, "als": ALS}
@@ -67,6 +68,8 @@ class InteractionsModality(Modality):
             interactions, gives to the items that a user does not have; for up to 10,000 items. None asks for held-out items.
         width: hidden units of the finite autoencoder.
         chunk: users scored at once; memory is about chunk * items * 20 bytes.
+        score_users: at most so many users with held-out items are scored: always the same random ones, of validation and test
+            each. Nor do "kmeans" starts and `full`, the baseline of all data, take more users than that.
     """
 
     kind: ClassVar[str] = "interactions"
@@ -84,6 +87,7 @@ class InteractionsModality(Modality):
         teacher: str | None = None,
         width: int = 256,
         chunk: int = 1024,
+        score_users: int = 10_000,
     ) -> None:
         require(
             isinstance(holdout, int | float) and 0 <= holdout < 1,
@@ -93,11 +97,12 @@ class InteractionsModality(Modality):
         self.holdout = float(holdout)
         self.width = check_count("width", width)
         self.chunk = check_count("chunk", chunk)
+        self.score_users = check_count("score_users", score_users)
         self.items = len(splits.item_ids)
         self._teacher: Teacher | None = None
         known = feasible(teacher, self.items)
         if known is not None:
-            self._teacher = Teacher(known, sparse_rows(splits.train), self.held_out("validation"))
+            self._teacher = Teacher(known, sparse_rows(splits.train[:]), self.held_out("validation"))
         self.trained = np.flatnonzero(np.diff(splits.train.indptr))
 
     @classmethod
@@ -109,13 +114,17 @@ class InteractionsModality(Modality):
         teacher: str | None = None,
         width: int = 256,
         chunk: int = 1024,
+        score_users: int = 10_000,
+        max_items: int | None = 20_000,
         **options: Any,
     ) -> InteractionsModality:
         """Read, clean and split logs.
 
         Args:
             logs: files, tables or a sparse matrix, see `read_interactions`.
-            holdout, teacher, width, chunk: see the class.
+            holdout, teacher, width, chunk, score_users: see the class.
+            max_items: where a log has more items, the most popular ones alone are distilled and recommended, see
+                `most_popular`; None is for all of them, at users * items * 16 bytes of summary, gradient and optimiser.
             options: of `read_interactions`.
         """
         shared = None
@@ -126,7 +135,8 @@ class InteractionsModality(Modality):
             splits = read_interactions(logs, **options)
         if shared is not None and processes.is_main():
             weakref.finalize(splits.train, shutil.rmtree, shared, ignore_errors=True)
-        return cls(splits, holdout=holdout, teacher=teacher, width=width, chunk=chunk)
+        splits = most_popular(splits, max_items)
+        return cls(splits, holdout=holdout, teacher=teacher, width=width, chunk=chunk, score_users=score_users)
 
     # --- the target dataset -------------------------------------------------------------------------------------------
 
@@ -267,11 +277,16 @@ class InteractionsModality(Modality):
             raise unknown_name("split", split, ("validation", "test"))
         wanted = self.splits.validation if split == "validation" else self.splits.test
         require(wanted.nnz > 0, f"There are no {split} interactions; make some with {split}=0.1 or a split column.")
-        users = np.flatnonzero(np.diff(wanted.indptr))
+        beside = self.splits.missing.get(split)
+        users = np.flatnonzero(np.diff(wanted.indptr) + (0 if beside is None else beside))
+        if len(users) > self.score_users:
+            kept = torch.randperm(len(users), generator=generator("scored users", split))[: self.score_users]
+            users = users[np.sort(kept.numpy())]
         context = self.splits.train[users]
         if split == "test":
             context = context + self.splits.validation[users]
-        return Holdout(self._placed(context), self._placed(wanted[users]), self.metric, self.chunk)
+        missing = None if beside is None else torch.as_tensor(beside[users].astype(np.int64), device=self.device)
+        return Holdout(self._placed(context), self._placed(wanted[users]), self.metric, self.chunk, missing)
 
     def _placed(self, rows: sp.csr_matrix) -> SparseRows:
         """Users on `device` and in `dtype`."""
@@ -340,11 +355,13 @@ class InteractionsModality(Modality):
         """Rows of real users or means of clusters, (users, items); None for noise."""
         users = self._check_counts(counts)
         if not isinstance(init, str):
-            picked = self.trained[self.check_chosen(init, counts).numpy()]
+            picked = self._some(self.score_users)[self.check_chosen(init, counts).numpy()]
         elif init == "noise":
             return None
         elif init == "kmeans":
-            return torch.from_numpy(cluster_means(self.splits.train[self.trained], users, rng))
+            return torch.from_numpy(
+                cluster_means(self.splits.train[self._some(max(users, self.score_users))], users, rng)
+            )
         elif init in ("real", "active"):
             picked = self._pick(users, init, rng)
         else:
@@ -357,7 +374,7 @@ class InteractionsModality(Modality):
         return Batch(rows, rows, torch.zeros(len(rows), dtype=torch.int64, device=self.device))
 
     def pick(self, index: Tensor) -> Interactions:
-        return self._table(self.trained[index.numpy()])
+        return self._table(self._some(self.score_users)[index.numpy()])
 
     def check_supply(self, counts: Sequence[int]) -> None:
         self._check_counts(counts)
@@ -398,6 +415,36 @@ class InteractionsModality(Modality):
                 f"users must be at most {len(self.trained)}, the number of real users with training items; got {users}."
             )
         return users
+
+    def _some(self, most: int) -> np.ndarray:
+        """Positions of all users with training items, or of so many random ones, always the same."""
+        if len(self.trained) <= most:
+            return self.trained
+        kept = torch.randperm(len(self.trained), generator=generator("some users"))[:most]
+        return self.trained[np.sort(kept.numpy())]
+
+    @property
+    def full_sizes(self) -> list[int]:
+        return [min(len(self.trained), self.score_users)]
+
+    def full(self) -> Batch:
+        """All users, or `score_users` random ones where there are more."""
+        rows = self._placed(self.splits.train[self._some(self.score_users)])
+        return Batch(rows, rows, torch.zeros(len(rows), dtype=torch.int64, device=self.device))
+
+    def scope(self) -> str:
+        """What part of the log is distilled and scored, in words; "" where it is all of it."""
+        said = []
+        if self.splits.all_items:
+            said.append(
+                f"the {self.items:,} most popular of {self.splits.all_items:,} items, which carry {self.splits.share:.1%} of the "
+                "training interactions; held-out interactions with others count as misses"
+            )
+        if len(self.trained) > self.score_users:
+            said.append(
+                f"scores are those of {self.score_users:,} of {len(self.trained):,} users, and full data stands for as many"
+            )
+        return "; ".join(said)
 
     def _pick(self, users: int, how: str, rng: torch.Generator) -> np.ndarray:
         """Positions of real users: random ones, or those with most training items (ties in the order of ids)."""

@@ -10,7 +10,7 @@ A store is a bundle (see `datastill.bundle`): written whole or not at all, every
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -117,6 +117,10 @@ class Splits:
         train, validation, test: (users, items) rows of zeros and ones; no pair is in two of them.
         user_ids: (users,) original ids.
         item_ids: (items,) original ids, in memory.
+        missing: by part, "validation" and "test", how many items of each user (users,) are held out beside those of the rows,
+            because the rows are over the most popular items only; empty if they are over all.
+        share: of all training interactions, how much the rows of `train` have.
+        all_items: items of the log, those beside the rows included; 0 if there are no others.
     """
 
     train: Rows
@@ -124,6 +128,9 @@ class Splits:
     test: Rows
     user_ids: Ids
     item_ids: np.ndarray
+    missing: Mapping[str, np.ndarray] = field(default_factory=dict)
+    share: float = 1.0
+    all_items: int = 0
 
 
 @dataclass(frozen=True)

@@ -88,6 +88,8 @@ def run_recipe(
             progress=progress,
         )
     result.recipe, result.seed = recipe.name, seed
+    if modality.scope():
+        result.learned["scope"] = modality.scope()
     if folder is not None and processes.is_main():
         from datastill.artifact import save
 

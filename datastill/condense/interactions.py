@@ -33,6 +33,9 @@ def condense_interactions(
     split: str = "random",
     core: int = 1,
     duplicates: str = "once",
+    unseen: str = "keep",
+    max_items: int | None = 20_000,
+    store: str | Path | None = None,
     seed: int = 0,
     steps: int | None = None,
     out: str | Path | None = None,
@@ -59,6 +62,12 @@ def condense_interactions(
         split: "random", or "time" to set the latest items of each user apart.
         core: every user and item keeps at least this many interactions; others are dropped.
         duplicates: of a (user, item) pair: "once" keeps one, "refuse" is an error.
+        unseen: of held-out items that nobody has in training: "keep" scores them as misses, "drop" leaves them out, "refuse" is
+            an error.
+        max_items: where a log has more items, the synthetic users have the most popular ones alone, and `Result.learned["scope"]`
+            says what share of the log that is; None is for all items, with users * items * 16 bytes of memory or more.
+        store: folder for the log in its final form, memory-mapped shards, found there the next time; None keeps it in memory,
+            or a log of more than 16 million interactions in a temporary folder.
         seed: of everything random.
         steps: outer steps, in place of the recipe's.
         out: run folder for the artifact, the metrics and checkpoints from which a killed run goes on. None writes nothing.
@@ -66,8 +75,9 @@ def condense_interactions(
         progress: whether a progress bar is shown on stderr.
 
     Returns:
-        (user, item, weight) rows with the original item ids; synthetic users are 0, 1, ... `weight` > 0 says how strongly an
-        item counts, 1 being about what it is for a real user. A recommender that takes no weights ignores it.
+        (user, item, weight) rows with the original item ids; synthetic users are 0, 1, ..., and their rows have no times, also
+        where those of the log have: a synthetic user stands for many real ones, whose orders differ. `weight` > 0 says how
+        strongly an item counts, 1 being about what it is for a real user. A recommender that takes no weights ignores it.
 
     Raises:
         InputError: for logs or arguments that cannot be used, before work starts.
@@ -87,6 +97,9 @@ def condense_interactions(
         split=split,
         core=core,
         duplicates=duplicates,
+        unseen=unseen,
+        max_items=max_items,
+        store=store,
         seed=seed,
         **chosen.target,
     )
