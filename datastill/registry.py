@@ -16,6 +16,7 @@ _OWN = {
         "feature-regression": "datastill.objectives.feature_regression:FeatureRegression",
         "gradient-matching": "datastill.objectives.gradient_matching:GradientMatching",
         "kernel-ridge": "datastill.objectives.kernel_ridge:KernelRidge",
+        "layer-matching": "datastill.objectives.layer_matching:LayerMatching",
         "trajectory-matching": "datastill.objectives.trajectory_matching:TrajectoryMatching",
         "unrolled": "datastill.objectives.meta_model:UnrolledTraining",
     },

@@ -1,6 +1,9 @@
-"""Distribution matching: the mean features of each group should agree under random networks.
+"""Distribution matching: the features of each group should have the same distribution under random networks.
 
-DM: Zhao & Bilen (WACV 2023), arXiv 2110.04181, equation 5. On graphs this is GCDM (arXiv 2206.13697) without its inner loop.
+DM: Zhao & Bilen (WACV 2023), arXiv 2110.04181, equation 5, which compares means. M3D (Zhang et al., AAAI 2024, arXiv 2312.15927)
+compares all moments at once, by the maximum mean discrepancy of a Gaussian kernel. Networks at every stage of training and a
+classification loss are IDM's (Zhao et al., CVPR 2023, arXiv 2307.09742). On graphs DM is GCDM (arXiv 2206.13697) without its
+inner loop.
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ from torch import Tensor
 
 from datastill.backbones.base import Learner
 from datastill.backbones.training import Protocol, train
-from datastill.errors import check_count, require
+from datastill.errors import check_count, require, unknown_name
 from datastill.modalities.base import Modality, Summary
 from datastill.objectives.base import Objective, RealBatches
 from datastill.processes import total
@@ -23,25 +26,32 @@ from datastill.rng import fork
 
 @dataclass
 class DistributionMatching(Objective):
-    """sum_g w_g || mean f(real of g) - mean f(synthetic of g) ||^2, with f the features of a fresh learner.
+    """sum_g w_g discrepancy(f(real of g), f(synthetic of g)), with f the features of a fresh learner.
 
     Attributes:
         learner: name of the learner whose `embed` gives the features; None takes the modality's default.
         real_size: real points a group at each step; None takes all of them.
         augment: whether real and synthetic points get the same random augmentation.
+        discrepancy: "mean" is || mean f(real) - mean f(synthetic) ||^2 (DM); "gaussian" is `gaussian_discrepancy` (M3D).
         weighting: "uniform" (DM) or "share" (each group by its share of the synthetic points, as in GCDM).
         refresh: steps for which one learner is kept before the next draw.
         warmup: steps of training on real points that a fresh learner gets before it is used.
         warmup_lr: learning rate of that training (Adam).
+        spread_warmup: whether each learner gets a random number of those steps, from 0 to `warmup`, so that the summary meets
+            learners at every stage (IDM), or all of them.
+        class_loss: weight of the learner's own loss on the synthetic points, times its accuracy on real ones (IDM); 0 is none.
     """
 
     learner: str | None = None
     real_size: int | None = 256
     augment: bool = True
+    discrepancy: Literal["mean", "gaussian"] = "mean"
     weighting: Literal["uniform", "share"] = "uniform"
     refresh: int = 1
     warmup: int = 0
     warmup_lr: float = 1e-3
+    spread_warmup: bool = False
+    class_loss: float = 0.0
 
     name: ClassVar[str] = "distribution-matching"
 
@@ -51,9 +61,10 @@ class DistributionMatching(Objective):
         require(self.warmup_lr > 0, f"warmup_lr must be positive, got {self.warmup_lr!r}.")
         if self.real_size is not None:
             check_count("real_size", self.real_size)
-        require(
-            self.weighting in ("uniform", "share"), f"weighting must be 'uniform' or 'share', got {self.weighting!r}."
-        )
+        for field, known in (("weighting", ("uniform", "share")), ("discrepancy", ("mean", "gaussian"))):
+            if getattr(self, field) not in known:
+                raise unknown_name(field, getattr(self, field), known)
+        require(self.class_loss >= 0, f"class_loss must be at least 0, got {self.class_loss!r}.")
 
     def start(self, modality: Modality, summary: Summary, *, seed: int = 0, workdir: Path | None = None) -> None:
         super().start(modality, summary, seed=seed, workdir=workdir)
@@ -62,18 +73,37 @@ class DistributionMatching(Objective):
         self._age = 0
 
     def loss(self, rng: torch.Generator) -> Tensor:
-        """The squared distance of group means, summed over features and groups."""
+        """The discrepancy of each group's features, summed over groups."""
         net = self._current_learner(rng)
-        real, synthetic = self._real.share(rng), self.summary(rng)
+        # Means are sums over the processes' shares; pairs of points and accuracies are computed whole by each.
+        shared = self.discrepancy == "mean" and not self.class_loss
+        real, synthetic = self._real.share(rng) if shared else self._real(rng), self.summary(rng)
         if self.augment:
             seed = fork(rng) % 2**31
             real, synthetic = self.modality.augment(real, seed), self.modality.augment(synthetic, seed)
         with torch.no_grad():
-            target = group_means(net.embed(real.inputs), real.groups, self.modality.num_groups, shared=True)
+            theirs = net.embed(real.inputs).flatten(1)
+        ours = net.embed(synthetic.inputs).flatten(1)
         counts = torch.bincount(synthetic.groups, minlength=self.modality.num_groups)
-        weights = (counts > 0).to(target.dtype) if self.weighting == "uniform" else counts / counts.sum()
-        means = group_means(net.embed(synthetic.inputs), synthetic.groups, self.modality.num_groups)
-        return (weights * (means - target).square().sum(1)).sum()
+        weights = (counts > 0).to(ours.dtype) if self.weighting == "uniform" else counts / counts.sum()
+        loss = (weights * self._gaps(ours, synthetic.groups, theirs, real.groups, shared=shared)).sum()
+        if self.class_loss:
+            with torch.no_grad():
+                accuracy = self.modality.correct(net(real.inputs), real.targets).to(loss.dtype).mean()
+            loss = loss + self.class_loss * accuracy * self.modality.loss(net(synthetic.inputs), synthetic.targets)
+        return loss
+
+    def _gaps(self, ours: Tensor, our_groups: Tensor, theirs: Tensor, their_groups: Tensor, *, shared: bool) -> Tensor:
+        """The discrepancy of each group, (groups,); anything for a group without synthetic points."""
+        count = self.modality.num_groups
+        if self.discrepancy == "mean":
+            gaps = group_means(ours, our_groups, count) - group_means(theirs, their_groups, count, shared=shared)
+            return gaps.square().sum(1)
+        found = []
+        for group in range(count):
+            mine = ours[our_groups == group]
+            found.append(gaussian_discrepancy(mine, theirs[their_groups == group]) if len(mine) else ours.new_zeros(()))
+        return torch.stack(found)
 
     def after_step(self, rng: torch.Generator) -> None:
         self._age += 1
@@ -83,8 +113,11 @@ class DistributionMatching(Objective):
     def _current_learner(self, rng: torch.Generator) -> Learner:
         if self._net is None:
             net = self.modality.learner(self.learner, rng=rng)
-            if self.warmup:
-                protocol = Protocol(steps=self.warmup, lr=self.warmup_lr, schedule="constant", batch_size=None)
+            steps = self.warmup
+            if self.spread_warmup:
+                steps = int(torch.randint(self.warmup + 1, (), generator=rng))
+            if steps:
+                protocol = Protocol(steps=steps, lr=self.warmup_lr, schedule="constant", batch_size=None)
                 train(net, self._real(rng), loss=self.modality.loss, protocol=protocol, seed=fork(rng))
             self._net = net.requires_grad_(False)
         return self._net
@@ -98,6 +131,28 @@ class DistributionMatching(Objective):
             net = self.modality.learner(self.learner, rng=torch.Generator())
             net.load_state_dict(state["net"])
             self._net = net.requires_grad_(False)
+
+
+def gaussian_discrepancy(a: Tensor, b: Tensor) -> Tensor:
+    """The squared maximum mean discrepancy of two sets of vectors (n, d) and (m, d), a scalar, at least 0.
+
+    The kernel is the mean of exp(-|| x - y ||^2 / (s h)) over s = 1/4, 1/2, 1, 2, 4, with h the mean squared distance of two
+    points of `b` (1 where they are all equal), which counts as a constant; averages run over all pairs, equal ones included
+    (Gretton et al., JMLR 2012, equation 5).
+    """
+    within = _squared_gaps(b, b)
+    width = within.detach().sum() / max(len(b) * (len(b) - 1), 1)
+    width = torch.where(width > 0, width, torch.ones_like(width))
+
+    def mean_kernel(gaps: Tensor) -> Tensor:
+        return torch.stack([torch.exp(-gaps / (scale * width)).mean() for scale in (0.25, 0.5, 1.0, 2.0, 4.0)]).mean()
+
+    return mean_kernel(_squared_gaps(a, a)) + mean_kernel(within) - 2 * mean_kernel(_squared_gaps(a, b))
+
+
+def _squared_gaps(a: Tensor, b: Tensor) -> Tensor:
+    gaps = a.square().sum(1)[:, None] + b.square().sum(1)[None] - 2 * a @ b.T
+    return gaps.clamp(min=0)  # rounding
 
 
 def group_means(features: Tensor, groups: Tensor, count: int, *, shared: bool = False) -> Tensor:

@@ -24,6 +24,7 @@ from datastill.objectives.distribution_matching import DistributionMatching
 from datastill.objectives.feature_regression import FeatureRegression
 from datastill.objectives.gradient_matching import GradientMatching
 from datastill.objectives.kernel_ridge import KernelRidge
+from datastill.objectives.layer_matching import LayerMatching
 from datastill.objectives.meta_model import UnrolledTraining
 from datastill.objectives.trajectory_matching import TrajectoryMatching
 from datastill.rng import generator
@@ -105,9 +106,11 @@ MODALITIES: dict[str, Callable[[], Modality]] = {
 }
 OBJECTIVES: dict[str, Callable[[], Objective]] = {
     "distribution-matching": lambda: DistributionMatching(real_size=4, refresh=2),
+    "distribution-matching/gaussian": lambda: DistributionMatching(real_size=4, discrepancy="gaussian", class_loss=0.1),
     "feature-regression": lambda: FeatureRegression(pool=2, max_age=2, inner_lr=0.01, real_size=4, ridge=1e-2),
     "gradient-matching": lambda: GradientMatching(real_size=4, outer_loops=2, inner_epochs=1),
     "kernel-ridge": lambda: KernelRidge(real_size=4, ridge=1e-2),
+    "layer-matching": lambda: LayerMatching(real_size=4, query_size=4, window=2, max_matches=2, max_epochs=2),
     "unrolled": lambda: UnrolledTraining(inner_steps=3, inner_lr=0.1, momentum=0.5, real_size=4),
     "trajectory-matching": lambda: TrajectoryMatching(
         experts=1, expert_interval=1, max_start=2, span=1, inner_steps=2, inner_lr=0.1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datastill.recipe import RecipeBook
-from datastill.recipebook import coresets, graph, graphs, image, interactions, shared, text
+from datastill.recipebook import coresets, distribution, graph, graphs, image, interactions, shared, text
 
 recipes = RecipeBook(
     [
@@ -13,6 +13,7 @@ recipes = RecipeBook(
         *graphs.RECIPES,
         *interactions.RECIPES,
         *shared.RECIPES,
+        *distribution.RECIPES,
         *coresets.RECIPES,
     ],
     defaults={

@@ -12,12 +12,17 @@ from datastill.objectives.distribution_matching import DistributionMatching
 from datastill.objectives.feature_regression import FeatureRegression
 from datastill.objectives.gradient_matching import GradientMatching
 from datastill.objectives.kernel_ridge import KernelRidge
+from datastill.objectives.layer_matching import LayerMatching
 from datastill.objectives.meta_model import UnrolledTraining
 from datastill.objectives.trajectory_matching import TrajectoryMatching
 
 OBJECTIVES: dict[str, Callable[[], Objective]] = {
     "distribution-matching": lambda: DistributionMatching(real_size=5),
     "distribution-matching/warm": lambda: DistributionMatching(real_size=None, refresh=3, warmup=3, weighting="share"),
+    "distribution-matching/m3d": lambda: DistributionMatching(real_size=5, discrepancy="gaussian"),
+    "distribution-matching/idm": lambda: DistributionMatching(
+        real_size=5, refresh=2, warmup=4, spread_warmup=True, class_loss=0.5
+    ),
     "feature-regression": lambda: FeatureRegression(
         pool=3, max_age=2, inner_lr=0.05, inner_batch=4, real_size=5, ridge=1e-2
     ),
@@ -29,6 +34,7 @@ OBJECTIVES: dict[str, Callable[[], Objective]] = {
     "kernel-ridge": lambda: KernelRidge(ridge=1e-3, real_size=5),
     "kernel-ridge/annealed": lambda: KernelRidge(ridge=(1.0, 1e-2), anneal=4, real_size=5),
     "kernel-ridge/features": lambda: KernelRidge(kernel="features", ridge=1e-3, real_size=None, learners=2),
+    "layer-matching": lambda: LayerMatching(real_size=5, query_size=6, window=2, max_matches=3, max_epochs=3),
     "unrolled": lambda: UnrolledTraining(inner_steps=4, inner_lr=0.1, real_size=5),
     "unrolled/dd": lambda: UnrolledTraining(
         inner_steps=3, inner_lr=0.1, lr_per_step=True, momentum=0.5, inner_batch=3, weight_decay=0.01, augment=True

@@ -1,0 +1,76 @@
+"""Successors of distribution matching that run on every kind of data."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from datastill.recipe import Recipe
+
+_ANY = ("image", "text", "graph", "graphs", "interactions")
+# What other kinds of data than images need otherwise: where the summary begins, how it moves and for how long.
+_ELSEWHERE: dict[str, dict[str, Any]] = {
+    "text": {"steps": 100, "optimizer": "adam", "lr": 0.02, "momentum": None},
+    "graph": {
+        "summary": {"init": "propagated"},
+        "settings": {"real_size": None},
+        "steps": 200,
+        "optimizer": "adam",
+        "lr": 0.02,
+        "momentum": None,
+    },
+    "graphs": {
+        "steps": 200,
+        "optimizer": "adam",
+        "lr": {"features": 0.05, "adjacency": 0.1},
+        "momentum": None,
+        "select_on": "export",
+    },
+    "interactions": {
+        "summary": {"init": "kmeans", "temperature": 1.0},
+        "settings": {"real_size": 1024},
+        "steps": 100,
+        "optimizer": "adam",
+        "lr": 0.01,
+        "momentum": None,
+    },
+}
+
+RECIPES = [
+    Recipe(
+        name="cafe",
+        title="matching the features of every layer, with a discrimination loss and adaptive loops",
+        paper="Wang et al., CVPR 2022, arXiv 2203.01531",
+        modalities=_ANY,
+        objective="layer-matching",
+        settings={"real_size": 256, "query_size": 128},
+        steps=2000,
+        optimizer="sgd",
+        lr=0.1,
+        momentum=0.5,
+        overrides=_ELSEWHERE,
+    ),
+    Recipe(
+        name="m3d",
+        title="distribution matching of all moments, by a kernel's maximum mean discrepancy",
+        paper="Zhang et al., AAAI 2024, arXiv 2312.15927",
+        modalities=_ANY,
+        objective="distribution-matching",
+        settings={"real_size": 256, "discrepancy": "gaussian"},
+        steps=1000,
+        optimizer="adam",
+        lr=0.02,
+        overrides=_ELSEWHERE,
+    ),
+    Recipe(
+        name="idm",
+        title="distribution matching under networks at every stage of training, with a classification loss",
+        paper="Zhao et al., CVPR 2023, arXiv 2307.09742",
+        modalities=_ANY,
+        objective="distribution-matching",
+        settings={"real_size": 256, "refresh": 5, "warmup": 50, "spread_warmup": True, "class_loss": 0.5},
+        steps=1000,
+        optimizer="adam",
+        lr=0.02,
+        overrides=_ELSEWHERE,
+    ),
+]
