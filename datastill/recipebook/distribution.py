@@ -41,6 +41,7 @@ RECIPES = [
         title="matching the features of every layer, with a discrimination loss and adaptive loops",
         paper="Wang et al., CVPR 2022, arXiv 2203.01531",
         modalities=_ANY,
+        published={"MNIST": {1: 90.8, 10: 97.5, 50: 98.9}, "CIFAR-10": {1: 31.6, 10: 50.9, 50: 62.3}},
         objective="layer-matching",
         settings={"real_size": 256, "query_size": 128},
         steps=2000,
