@@ -209,7 +209,7 @@ def test_positive_rates() -> None:
         (lambda: DistributionMatching(refresh=0), "refresh must be an integer of at least 1, got 0"),
         (
             lambda: DistributionMatching(weighting="equal"),  # type: ignore[arg-type]
-            "weighting must be 'uniform' or 'share', got 'equal'",
+            "Unknown weighting 'equal'. Known: share, uniform",
         ),
         (
             lambda: GradientMatching(distance="row"),  # type: ignore[arg-type]
