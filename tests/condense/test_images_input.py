@@ -106,3 +106,17 @@ def test_networks_that_the_images_are_too_small_for(learner: str, said: str) -> 
 def test_numbers_that_are_none(per_class: Any) -> None:
     with pytest.raises(InputError, match="per_class must be an integer of at least 1"):
         condense_images(images((1, 8, 8), 3), per_class=per_class, recipe=QUICK, progress=False)
+
+
+@pytest.mark.parametrize(("name", "per_class"), [("linba", 6), ("haba", 5), ("kfs", 2)])
+def test_factorised_recipes_run(name: str, per_class: int) -> None:
+    recipe = recipes[name].on("image")
+    quick = {"learner": "convnet-w4", "inner_steps": 2, "experts": 1, "real_size": 4, "max_start": 1, "span": 1}
+    fields = {field.name for field in dataclasses.fields(recipe.make_objective())}  # type: ignore[arg-type]
+    settings = {**recipe.settings, **{key: value for key, value in quick.items() if key in fields}}
+    recipe = dataclasses.replace(recipe, settings=settings, steps=2, validate_every=0)
+    made = condense_images(images((1, 8, 8), 3), per_class=per_class, recipe=recipe, progress=False)
+    assert isinstance(made, StoredImages)
+    assert len(made) == 3 * per_class
+    with pytest.raises(InputError, match=r"must be a multiple of|bases must be at most"):
+        condense_images(images((1, 8, 8), 3), per_class=1, recipe=recipe, progress=False)
