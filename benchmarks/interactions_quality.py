@@ -6,9 +6,9 @@
 
 Each job makes a training set from the training interactions, with the validation split to choose by; recommenders are then
 trained on it, their ridge or moment chosen on the validation split, and scored on the test split. "exported" is the log of (user,
-item, weight) rows that a user gets; "continuous" is the summary as it is optimised, where that is something else. Beside them stand
-as many random users, as many random interactions, and the full data. Rows that are measured anew replace those of the same job
-and seed in the result file.
+item, weight) rows that a user gets; "continuous" is the summary as it is optimised, where that is something else. Beside them
+stand as many random users, as many random interactions, and the full data. Rows that are measured anew replace those of the same
+job and seed in the result file.
 """
 
 from __future__ import annotations
