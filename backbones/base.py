@@ -123,16 +123,17 @@ class Kernel(ABC):
 
     def fit(self, inputs: Inputs, targets: Tensor, ridge: float) -> KernelMachine:
         """Ridge regression of `targets` (n, c) on `inputs`; `ridge` is relative to the mean diagonal of the Gram matrix."""
-        return KernelMachine(self, inputs, ridge_solve(self(inputs, inputs), targets, ridge))
+        return KernelMachine(self, inputs, ridge_solve(self(inputs, inputs), targets, ridge), ridge)
 
 
 class KernelMachine:
     """A trained kernel: `inputs -> kernel(inputs, support) @ coefficients`."""
 
-    def __init__(self, kernel: Kernel, support: Inputs, coefficients: Tensor) -> None:
+    def __init__(self, kernel: Kernel, support: Inputs, coefficients: Tensor, ridge: float | None = None) -> None:
         self.kernel = kernel
         self.support = support
         self.coefficients = coefficients
+        self.ridge = ridge
 
     def __call__(self, inputs: Inputs) -> Tensor:
         return self.kernel(inputs, self.support) @ self.coefficients

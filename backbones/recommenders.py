@@ -148,7 +148,7 @@ class InfiniteAutoencoder(Recommender):
         gram, answers = self.kernel(self.support, self.support), targets
 
         def solve(ridge: float) -> KernelMachine:
-            return KernelMachine(self.kernel, self.support, ridge_solve(gram, answers, ridge))
+            return KernelMachine(self.kernel, self.support, ridge_solve(gram, answers, ridge), ridge)
 
         self.ridge, self._machine = _choose(self.ridges, solve, validate)
         return self

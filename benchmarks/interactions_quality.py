@@ -200,10 +200,9 @@ def main() -> None:
                 parser.error(f"--jobs: {data} has {', '.join(known)}")
             for seed in options.seeds[:1] if name == "full" else options.seeds:
                 learners = [*options.learners, "popularity"] if name == "full" else options.learners
-                # A fresh one each time, so that the teacher's fit counts; Distill-CF has none and learns from whole rows.
-                own = InteractionsModality(modality.splits, holdout=0)
-                if not name.startswith("distill-cf"):
-                    own = InteractionsModality(modality.splits, teacher="ease")
+                # A fresh one each time, so that the teacher's fit counts.
+                recipe = "distill-cf" if name.startswith("distill-cf") else "interactions-default"
+                own = InteractionsModality(modality.splits, **find_recipe(recipe, "interactions").target)
                 fresh = measure(own, name, known[name], seed, learners)
                 mine = {(row["job"], row["form"], row["learner"], row["seed"]) for row in fresh}
                 rows = measured(options.out)  # read late, because another process may have added to it

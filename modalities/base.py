@@ -315,11 +315,17 @@ class Modality(ABC):
         targets = self.encode(batch.targets)
         gram = kernel(batch.inputs, batch.inputs)
         machines = [
-            KernelMachine(kernel, batch.inputs, ridge_solve(gram, targets, ridge)) for ridge in ridges or self.ridges
+            KernelMachine(kernel, batch.inputs, ridge_solve(gram, targets, ridge), ridge)
+            for ridge in ridges or self.ridges
         ]
         if len(machines) == 1:
             return machines[0]
         return max(machines, key=lambda machine: self.score(machine, "validation")[self.metric])
+
+    def choose_ridge(self, batch: Batch, kernel: Kernel) -> float:
+        """The ridge of `ridges` with which regression on `batch` is best on the validation split."""
+        ridge: float = self.fit_kernel(batch, kernel).ridge  # type: ignore[attr-defined]
+        return ridge
 
     @abstractmethod
     def score(self, predictor: Predictor, split: Split) -> dict[str, float]:

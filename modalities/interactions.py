@@ -66,6 +66,8 @@ class InteractionsModality(Modality):
             max(1, round(holdout * n)) hidden. 0 hides nothing: the input row is the target, as in Distill-CF.
         teacher: "ease": `real(size)` holds nothing out, and the loss asks for the scores that EASE, fitted to all training
             interactions, gives to the items that a user does not have; for up to 10,000 items. None asks for held-out items.
+        metric: by which summaries, ridges and moments are chosen: "hr@10", "ndcg@10", "hr@100" or "ndcg@100".
+        ridges: ridges of the infinite-width autoencoder to choose from.
         width: hidden units of the finite autoencoder.
         chunk: users scored at once; memory is about chunk * items * 20 bytes.
         score_users: at most so many users with held-out items are scored: always the same random ones, of validation and test
@@ -77,7 +79,7 @@ class InteractionsModality(Modality):
     learners: ClassVar[tuple[str, ...]] = ("autoencoder",)
     fitted: ClassVar[tuple[str, ...]] = tuple(RECOMMENDERS)
     evaluator: ClassVar[str | None] = "ntk"
-    ridges: ClassVar[tuple[float, ...]] = (1e-3, 1e-2, 1e-1, 1.0, 5.0, 20.0, 50.0)
+    ridges: ClassVar[tuple[float, ...]] = InfiniteAutoencoder.RIDGES
 
     def __init__(
         self,
@@ -85,6 +87,8 @@ class InteractionsModality(Modality):
         *,
         holdout: float = 0.2,
         teacher: str | None = None,
+        metric: str = metric,
+        ridges: Sequence[float] = ridges,
         width: int = 256,
         chunk: int = 1024,
         score_users: int = 10_000,
@@ -93,6 +97,10 @@ class InteractionsModality(Modality):
             isinstance(holdout, int | float) and 0 <= holdout < 1,
             f"holdout must be a number in [0, 1), got {holdout!r}.",
         )
+        metrics = [f"{name}@{cutoff}" for name in ("hr", "ndcg") for cutoff in CUTOFFS]
+        if metric not in metrics:
+            raise unknown_name("metric", metric, metrics)
+        self.metric, self.ridges = metric, tuple(ridges)  # type: ignore[misc]
         self.splits = splits
         self.holdout = float(holdout)
         self.width = check_count("width", width)
@@ -112,6 +120,8 @@ class InteractionsModality(Modality):
         *,
         holdout: float = 0.2,
         teacher: str | None = None,
+        metric: str = "ndcg@10",
+        ridges: Sequence[float] = InfiniteAutoencoder.RIDGES,
         width: int = 256,
         chunk: int = 1024,
         score_users: int = 10_000,
@@ -122,7 +132,7 @@ class InteractionsModality(Modality):
 
         Args:
             logs: files, tables or a sparse matrix, see `read_interactions`.
-            holdout, teacher, width, chunk, score_users: see the class.
+            holdout, teacher, metric, ridges, width, chunk, score_users: see the class.
             max_items: where a log has more items, the most popular ones alone are distilled and recommended, see
                 `most_popular`; None is for all of them, at users * items * 16 bytes of summary, gradient and optimiser.
             options: of `read_interactions`.
@@ -136,7 +146,8 @@ class InteractionsModality(Modality):
         if shared is not None and processes.is_main():
             weakref.finalize(splits.train, shutil.rmtree, shared, ignore_errors=True)
         splits = most_popular(splits, max_items)
-        return cls(splits, holdout=holdout, teacher=teacher, width=width, chunk=chunk, score_users=score_users)
+        settings = {"teacher": teacher, "metric": metric, "ridges": ridges, "score_users": score_users}
+        return cls(splits, holdout=holdout, width=width, chunk=chunk, **settings)
 
     # --- the target dataset -------------------------------------------------------------------------------------------
 

@@ -44,7 +44,8 @@ class InteractionsSummary(Summary):
         temperature: of the softmax, positive.
         weighted: whether `export` keeps the weight of each item. Without, every row counts as 1.
         masses: (users,) mass of each user for "meanfield"; None is `draws` for all.
-        cardinality: weight of Distill-CF's penalty on the mean sum of a row, in units of the mean of `lengths`; 0 is none.
+        cardinality: weight of Distill-CF's penalty on the mean sum of a row over the mean of `lengths`, in its loss, a sum over
+            the items of a user; 0 is none.
     """
 
     exact_export = False
@@ -99,12 +100,15 @@ class InteractionsSummary(Summary):
         return Batch(rows, rows, torch.zeros(len(rows), dtype=torch.int64, device=rows.device))
 
     def penalty(self) -> Tensor | None:
-        """`cardinality` times the mean sum of a row over the mean length, of the rows that `forward` gave last."""
+        """`cardinality` times the mean sum of a row over the squared mean length, of the rows that `forward` gave last.
+
+        One of the two lengths is Distill-CF's; the other is there because the loss here is a mean over interactions.
+        """
         if not self.cardinality:
             return None
         rows = self.rows() if self._drawn is None else self._drawn
         self._drawn = None
-        return self.cardinality * rows.sum(1).mean() / float(self.lengths.mean())
+        return self.cardinality * rows.sum(1).mean() / float(self.lengths.mean()) ** 2
 
     @torch.no_grad()
     def export(self) -> Interactions:

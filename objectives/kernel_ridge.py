@@ -33,6 +33,8 @@ class KernelRidge(Objective):
             numbers above 0 are the first and the last, which it reaches geometrically in `anneal` steps: one run then passes
             through all between them, and the moment that validation selects has the one that suits the data.
         anneal: steps from the first ridge to the last.
+        retune: steps between choices of the ridge on the validation split, from the modality's `ridges`, the first before the
+            first step, as in Distill-CF; None keeps to `ridge`. Not for "features".
         real_size: real points a group at each step; None takes all of them.
         augment: whether real and synthetic points get the same random augmentation.
         learner: which learner, for "features"; None takes the modality's default.
@@ -43,6 +45,7 @@ class KernelRidge(Objective):
     depth: int = 1
     ridge: float | tuple[float, float] = 1e-6
     anneal: int = 100
+    retune: int | None = None
     real_size: int | None = 500
     augment: bool = False
     learner: str | None = None
@@ -61,18 +64,28 @@ class KernelRidge(Objective):
                 len(self.ridge) == 2 and min(self.ridge) > 0,
                 f"ridge must be a number of at least 0, or two above 0, the first and the last, got {self.ridge!r}.",
             )
-        if self.real_size is not None:
-            check_count("real_size", self.real_size)
+        for name in ("real_size", "retune"):
+            if getattr(self, name) is not None:
+                check_count(name, getattr(self, name))
+        require(
+            self.retune is None or self.kernel != "features",
+            "retune needs a kernel that stays; leave it out for 'features'.",
+        )
 
     def start(self, modality: Modality, summary: Summary, *, seed: int = 0, workdir: Path | None = None) -> None:
         if self.kernel not in ("features", *modality.kernels):
             raise unknown_name("kernel", self.kernel, ("features", *modality.kernels))
         super().start(modality, summary, seed=seed, workdir=workdir)
+        if self.retune is not None:
+            modality.check_split("validation")
         self._real = RealBatches(modality.real, self.real_size)
         self._step = 0
+        self._tuned: float | None = None
 
     def current_ridge(self) -> float:
         """The ridge at this step."""
+        if self._tuned is not None:
+            return self._tuned
         if isinstance(self.ridge, int | float):
             return float(self.ridge)
         first, last = self.ridge
@@ -81,6 +94,9 @@ class KernelRidge(Objective):
     def loss(self, rng: torch.Generator) -> Tensor:
         """The ridge regression's loss on real points."""
         kernel = self._draw_kernel(rng)
+        if self.retune is not None and self._step % self.retune == 0:
+            with torch.no_grad():
+                self._tuned = self.modality.choose_ridge(self.summary().detach(), kernel)
         real, synthetic = self._real.share(rng), self.summary(rng)
         if self.augment:
             seed = fork(rng) % 2**31
@@ -94,10 +110,10 @@ class KernelRidge(Objective):
         self._step += 1
 
     def state_dict(self) -> dict[str, Any]:
-        return {"step": self._step}
+        return {"step": self._step, "tuned": self._tuned}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._step = state["step"]
+        self._step, self._tuned = state["step"], state["tuned"]
 
     def _draw_kernel(self, rng: torch.Generator) -> Kernel:
         if self.kernel != "features":

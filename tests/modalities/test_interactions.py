@@ -176,6 +176,29 @@ def test_fitting_a_kernel_takes_the_ridge_that_validates_best(modality: Interact
     assert modality.score(chosen, "validation")["ndcg@10"] == pytest.approx(max(scores))
 
 
+def test_a_retuned_ridge_is_the_one_that_validates_best_at_each_turn() -> None:
+    modality = InteractionsModality.from_logs(community_logs(24), width=8, metric="hr@100", ridges=(1e-3, 1.0, 50.0))
+    summary = modality.summary([5], rng=generator(0), init="noise")
+    objective = KernelRidge(retune=2, real_size=None)
+    objective.start(modality, summary)
+    for step in range(4):
+        loss = objective.loss(generator(step))
+        if step % 2 == 0:
+            expected = modality.choose_ridge(summary().detach(), modality.kernel())
+        fixed = KernelRidge(ridge=expected, real_size=None)
+        fixed.start(modality, summary)
+        assert torch.equal(loss, fixed.loss(generator(step)))
+        objective.after_step(generator(step))
+        with torch.no_grad():
+            summary.logits.add_(torch.randn(summary.logits.shape, generator=generator(step)))
+    again = KernelRidge(retune=2, real_size=None)
+    again.start(modality, summary)
+    again.load_state_dict(objective.state_dict())
+    assert again.state_dict() == objective.state_dict() == {"step": 4, "tuned": expected}
+    with pytest.raises(InputError, match="retune"):
+        KernelRidge(kernel="features", retune=2)
+
+
 class InfiniteMachine:
     """A kernel machine put together outside of the modality, on dense rows."""
 
@@ -236,6 +259,19 @@ def test_there_may_be_no_test_split() -> None:
 
 
 # --- summaries --------------------------------------------------------------------------------------------------------
+
+
+def test_gumbel_rows_are_sums_of_draws_of_one_item_cut_off_at_one() -> None:
+    # At a low temperature a draw is one item, drawn by softmax(logits) with replacement: 1 - (1 - p)^draws of the rows have it.
+    modality = small()
+    summary = modality.summary([2], rng=generator(0), init="noise", sampler="gumbel", draws=4, temperature=1e-3)
+    chances = summary.logits.detach().softmax(1)
+    mean = torch.stack([summary(generator(seed)).inputs.detach() for seed in range(2000)]).mean(0)
+    assert torch.allclose(mean, 1 - (1 - chances) ** 4, atol=0.04)
+    warm = modality.summary([2], rng=generator(0), init="noise", sampler="gumbel", draws=4, temperature=10.0)
+    rows = warm(generator(0)).inputs.detach()
+    assert torch.allclose(rows.sum(1), torch.tensor(4.0), atol=1e-4)  # nothing is cut off where all draws are soft
+    assert not torch.equal(rows, warm(generator(1)).inputs.detach())
 
 
 def test_mean_field_rows_are_the_formula(modality: InteractionsModality) -> None:
@@ -328,7 +364,7 @@ def test_the_cardinality_penalty_is_that_of_the_sample(modality: InteractionsMod
     sample = summary(generator(1)).inputs
     penalty = summary.penalty()
     assert penalty is not None
-    assert float(penalty.detach()) == pytest.approx(0.3 * float(sample.detach().sum(1).mean()) / 5)
+    assert float(penalty.detach()) == pytest.approx(0.3 * float(sample.detach().sum(1).mean()) / 25)
     assert modality.summary([4], rng=generator(0), **options).penalty() is None
 
 
