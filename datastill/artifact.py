@@ -65,6 +65,7 @@ class Artifact:
     learned: dict[str, Any] = field(default_factory=dict)
     evaluation: dict[str, Any] | None = None
     versions: dict[str, str] = field(default_factory=dict)
+    target: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def of(cls, result: Result, evaluation: Evaluation | None = None) -> Artifact:
@@ -89,6 +90,7 @@ class Artifact:
             learned=_storable(result.learned),
             evaluation=None if evaluation is None else evaluation.to_json(),
             versions=current_versions(),
+            target=result.modality.describe(),
         )
 
     def export(self) -> Any:
@@ -184,6 +186,7 @@ _FIELDS: dict[str, Any] = {
     "learned": dict,
     "evaluation": dict | None,
     "versions": dict,
+    "target": dict,
 }
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from datastill.artifact import RUN_SUBFOLDER, Artifact, load
 from datastill.bundle import has_bundle
 from datastill.errors import InputError, load_extra
-from datastill.report_figures import Picture, Table, draw_curves, draw_dataset, draw_scores
+from datastill.report_figures import Picture, Table, draw_budgets, draw_curves, draw_dataset, draw_scores
 
 METRICS = "metrics.jsonl"
 REPORT = "report.html"
@@ -56,6 +56,7 @@ def report(run_folder: str | os.PathLike[str]) -> Path:
             f"{folder} is not a run folder: neither it nor a folder in it holds {RUN_SUBFOLDER}/ or {METRICS}."
         )
     sections = [_section(run, named=len(runs) > 1) for run in runs]
+    overview = _overview(runs)
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,
@@ -63,7 +64,9 @@ def report(run_folder: str | os.PathLike[str]) -> Path:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    page = environment.get_template("report.html").render(name=folder.resolve().name, sections=sections)
+    page = environment.get_template("report.html").render(
+        name=folder.resolve().name, overview=overview, sections=sections
+    )
     path = folder / REPORT
     unfinished = folder / f".{REPORT}.new"
     unfinished.write_text(page, encoding="utf-8")
@@ -76,6 +79,20 @@ def _runs(folder: Path) -> list[Path]:
         return []
     inside = sorted(entry for entry in folder.iterdir() if entry.is_dir() and entry.name != RUN_SUBFOLDER)
     return [run for run in [folder, *inside] if has_bundle(run / RUN_SUBFOLDER) or (run / METRICS).is_file()]
+
+
+def _overview(runs: list[Path]) -> list[Picture | Table]:
+    """Scores against the number of points, for each kind of data of which several runs have been scored."""
+    found: dict[str, list[Artifact]] = {}
+    for run in runs:
+        artifact = load(run / RUN_SUBFOLDER) if has_bundle(run / RUN_SUBFOLDER) else None
+        if artifact is not None and (artifact.evaluation or {}).get("rows"):
+            found.setdefault(artifact.kind, []).append(artifact)
+    return [
+        draw_budgets(kind, [artifact.evaluation["rows"] for artifact in same if artifact.evaluation])
+        for kind, same in found.items()
+        if len({artifact.points for artifact in same}) > 1
+    ]
 
 
 def _section(run: Path, named: bool) -> _Section:
@@ -92,7 +109,7 @@ def _section(run: Path, named: bool) -> _Section:
         f"{what} · {artifact.recipe or artifact.objective}",
         _facts(artifact),
         _scores(artifact.evaluation),
-        draw_dataset(artifact.kind, artifact.dataset),
+        draw_dataset(artifact.kind, artifact.dataset, artifact.target),
         curves,
         _origin(artifact),
     )

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from datastill.errors import load_extra
+from datastill.modalities.interactions_table import popularity_curve
 
 MAX_CLASSES, MAX_COLUMNS, MAX_NODES, MAX_EDGES, MAX_ROWS, MAX_CURVE = 40, 30, 600, 4000, 200, 2000
 INK, MUTED, RULE, ACCENT, SECOND = "#1f2933", "#66727f", "#d9dee3", "#2f6db3", "#d0702f"
@@ -37,10 +38,16 @@ class Table:
     caption: str = ""
 
 
-def draw_dataset(kind: str, dataset: Any) -> list[Picture | Table]:
-    """How a native dataset looks; nothing for a kind of data that no figure is known for."""
+def draw_dataset(kind: str, dataset: Any, target: Mapping[str, Any] | None = None) -> list[Picture | Table]:
+    """How a native dataset looks; nothing for a kind of data that no figure is known for.
+
+    Args:
+        kind: of the data.
+        dataset: what a summary exports.
+        target: what the modality's `describe` says of the target dataset.
+    """
     draw = _DRAWN.get(kind)
-    return [] if draw is None else draw(dataset)
+    return [] if draw is None else draw(dataset, target or {})
 
 
 # --- images -----------------------------------------------------------------------------------------------------------
@@ -177,24 +184,30 @@ def _draw_texts(dataset: Any) -> list[Picture | Table]:
 # --- interactions -----------------------------------------------------------------------------------------------------
 
 
-def _draw_interactions(dataset: Any) -> list[Picture | Table]:
-    popularity = np.sort(np.unique(dataset.items, return_counts=True)[1])[::-1]
+def _draw_interactions(dataset: Any, target: Mapping[str, Any]) -> list[Picture | Table]:
+    items, codes = np.unique(dataset.items, return_inverse=True)
+    weights = np.bincount(codes, dataset.weights)
     lengths = np.sort(np.unique(dataset.users, return_counts=True)[1])[::-1]
     figure, (left, right) = _figure(8.4, 3.0, columns=2)
-    left.plot(np.arange(1, len(popularity) + 1), popularity, color=ACCENT, linewidth=1.8)
+    curves = [("synthetic", ACCENT, popularity_curve(weights))]
+    if target.get("popularity"):
+        curves.insert(0, ("real", MUTED, target["popularity"]))
+    for label, colour, points in curves:
+        left.plot(*zip(*points), color=colour, linewidth=1.8, label=label)
     left.set_xscale("log")
     left.set_yscale("log")
-    _dress(left, "item, by rank", "synthetic users who have it", "Popularity")
+    left.legend(fontsize=8, frameon=False)
+    _dress(left, "item, by rank", "share of all interactions, by weight", "Popularity")
     right.bar(np.arange(1, len(lengths) + 1), lengths, color=ACCENT, width=0.9)
     _dress(right, "synthetic user, by rank", "items", "Items a user")
-    what = f"{len(dataset.items)} interactions of {len(lengths)} synthetic users with {len(popularity)} items"
+    what = f"{len(dataset.items)} interactions of {len(lengths)} synthetic users with {len(items)} items"
     return [_svg(figure, what, what + ".")]
 
 
-_DRAWN: Mapping[str, Callable[[Any], list[Picture | Table]]] = {
-    "image": _draw_images,
-    "graph": _draw_graph,
-    "text": _draw_texts,
+_DRAWN: Mapping[str, Callable[[Any, Mapping[str, Any]], list[Picture | Table]]] = {
+    "image": lambda dataset, _: _draw_images(dataset),
+    "graph": lambda dataset, _: _draw_graph(dataset),
+    "text": lambda dataset, _: _draw_texts(dataset),
     "interactions": _draw_interactions,
 }
 
@@ -247,6 +260,36 @@ def draw_scores(rows: Sequence[Mapping[str, Any]], metric: str) -> Picture:
     _dress(axes, f"{metric}, % (mean ± std)", "", "")
     axes.grid(axis="y", visible=False)
     return _svg(figure, f"{metric} of each training set")
+
+
+def draw_budgets(kind: str, runs: Sequence[Sequence[Mapping[str, Any]]]) -> Picture:
+    """Every metric against the number of points, over several scored runs of one kind: the summary, random points, full data.
+
+    Args:
+        kind: of the data.
+        runs: the rows of each run's evaluation; of several learners the first counts.
+    """
+    metrics = list(runs[0][0]["summary"])[:4]
+    figure, axes = _figure(3.6 * len(metrics), 2.8, columns=len(metrics))
+    learner = runs[0][0]["learner"]
+    for panel, metric in zip(np.atleast_1d(axes), metrics):
+        for data, colour in (("summary", ACCENT), ("exported", SECOND), ("random subset", MUTED)):
+            points = sorted(
+                (row["points"], 100 * row["summary"][metric]["mean"])
+                for rows in runs
+                for row in rows
+                if row["data"] == data and row["learner"] == learner and metric in row["summary"]
+            )
+            if points:
+                panel.plot(*zip(*points), "o-", color=colour, linewidth=1.6, markersize=3.5, label=data)
+        whole = [r for rows in runs for r in rows if r["data"] == "full data" and r["learner"] == learner]
+        if whole and metric in whole[0]["summary"]:
+            panel.axhline(
+                100 * whole[0]["summary"][metric]["mean"], color=INK, linewidth=1, linestyle=":", label="full data"
+            )
+        _dress(panel, "points", f"{metric}, %", metric)
+    np.atleast_1d(axes)[0].legend(fontsize=8, frameon=False)
+    return _svg(figure, f"Scores of {kind} against the number of points", f"{kind}, {learner}: score against points.")
 
 
 # --- drawing ----------------------------------------------------------------------------------------------------------

@@ -179,6 +179,10 @@ class Modality(ABC):
     def fingerprint(self) -> str:
         """A sha256 hex digest of the target dataset, by which an artifact names what it was distilled from."""
 
+    def describe(self) -> dict[str, Any]:
+        """JSON-able facts of the target dataset that a report draws beside a summary. Default: none."""
+        return {}
+
     # --- learners and kernels -----------------------------------------------------------------------------------------
 
     @abstractmethod

@@ -32,7 +32,7 @@ from datastill.modalities.interactions_popular import most_popular
 from datastill.modalities.interactions_rows import Held, entries, hide
 from datastill.modalities.interactions_store import Splits, blocks_of
 from datastill.modalities.interactions_summary import TEMPERATURE, InteractionsSummary
-from datastill.modalities.interactions_table import Interactions
+from datastill.modalities.interactions_table import Interactions, popularity_curve
 from datastill.modalities.interactions_teacher import Taught, Teacher, feasible, hide_seen
 from datastill.modalities.interactions_weights import WeightedUsers
 from datastill.rng import fork, generator
@@ -188,6 +188,11 @@ class InteractionsModality(Modality):
             for rows in blocks_of(part):
                 digest.update(rows.indices.astype("<i8").tobytes())
         return digest.hexdigest()
+
+    def describe(self) -> dict[str, Any]:
+        """Under "popularity", how large a share of all training interactions items of some ranks have: [[rank, share], ...]."""
+        counts = np.asarray(self.splits.train.sum(0)).ravel()
+        return {"popularity": popularity_curve(counts)}
 
     # --- learners and kernels -----------------------------------------------------------------------------------------
 

@@ -131,3 +131,15 @@ def _write_inter(columns: dict[str, np.ndarray], path: Path) -> None:
         raise InputError("An id contains a tab or a line break, which a .inter file cannot hold; save as .parquet.")
     lines = ["\t".join(f"{name}:{types[name]}" for name in columns), *map("\t".join, zip(*cells))]
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def popularity_curve(counts: np.ndarray, points: int = 100) -> list[list[float]]:
+    """[rank, share of all counts] of items from the most popular one on, at so many ranks, spread evenly in the logarithm.
+
+    Args:
+        counts: (items,) interactions or weights of each item; items without any are left out.
+        points: at most so many.
+    """
+    ordered = np.sort(counts[counts > 0])[::-1]
+    ranks = np.unique(np.geomspace(1, len(ordered), points).round().astype(int))
+    return [[int(rank), float(ordered[rank - 1] / ordered.sum())] for rank in ranks]

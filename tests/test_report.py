@@ -22,7 +22,7 @@ import datastill
 from datastill import registry
 from datastill.artifact import Artifact
 from datastill.errors import ArtifactError, InputError
-from datastill.modalities.interactions_table import Interactions
+from datastill.modalities.interactions_table import Interactions, popularity_curve
 from datastill.modalities.text_data import TextDataset
 from datastill.report import report
 from datastill.report_figures import Picture, Table, draw_curves, draw_dataset
@@ -266,6 +266,38 @@ def test_interactions_are_counted() -> None:
     (picture,) = draw_dataset("interactions", Interactions(np.array([0, 0, 1]), np.array(["a", "b", "a"])))
     assert isinstance(picture, Picture)
     assert "3 interactions of 2 synthetic users with 2 items" in picture.caption
+
+
+def test_real_popularity_is_drawn_beside_the_synthetic_one() -> None:
+    table = Interactions(np.array([0, 0, 1]), np.array(["a", "b", "a"]), np.array([1.0, 2.0, 0.5], dtype=np.float32))
+    alone, both = (
+        draw_dataset("interactions", table, target)[0]
+        for target in (None, {"popularity": [[1, 0.5], [2, 0.3], [7, 0.01]]})
+    )
+    assert isinstance(alone, Picture)
+    assert isinstance(both, Picture)
+    drawn = [base64.b64decode(picture.source.partition(";base64,")[2]).decode() for picture in (alone, both)]
+    assert drawn[1].count("#66727f") > drawn[0].count("#66727f")
+
+
+def test_a_popularity_curve_is_shares_by_rank() -> None:
+    assert popularity_curve(np.array([1.0, 0.0, 3.0, 4.0])) == [[1, 0.5], [2, 0.375], [3, 0.125]]
+    many = popularity_curve(np.arange(1.0, 5001), points=50)
+    assert len(many) <= 50
+    assert many[0][0] == 1
+    assert many[-1] == [5000, pytest.approx(1 / (5000 * 5001 / 2))]
+
+
+def test_several_sizes_are_drawn_against_each_other(tmp_path: Path) -> None:
+    for points in (3, 6):
+        rows = [{**row, "points": points} for row in artifact("image", images()).evaluation["rows"]]  # type: ignore[index]
+        made = artifact("image", images(), points=points, evaluation={"metric": "accuracy", "rows": rows})
+        datastill.save(made, tmp_path / f"run-{points}" / "artifact")
+    page = Page(report(tmp_path))
+    assert "Scores against size" in page.text
+    assert ("alt", "Scores of image against the number of points") in page.attributes
+    datastill.save(artifact("image", images()), tmp_path / "run-6" / "artifact")  # of one size only there is no curve
+    assert "Scores against size" not in Page(report(tmp_path)).text
 
 
 def test_an_unknown_kind_has_no_picture() -> None:
