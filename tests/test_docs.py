@@ -13,9 +13,11 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 
-@pytest.mark.parametrize("page", ["docs/add-an-objective.md", "docs/add-a-modality.md"])
-def test_page(page: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("sklearn")
+@pytest.mark.parametrize("page", ["docs/add-an-objective.md", "docs/add-a-modality.md", "docs/interactions.md"])
+def test_page(page: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for package in ("sklearn", "pyarrow", "duckdb"):
+        pytest.importorskip(package)
+    monkeypatch.chdir(tmp_path)  # for the files that a page writes
     text = (ROOT / page).read_text(encoding="utf-8")
     blocks = re.findall(r"^```python\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
     assert len(blocks) >= 3
