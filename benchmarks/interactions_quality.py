@@ -6,9 +6,9 @@
 
 Each job makes a training set from the training interactions, with the validation split to choose by; recommenders are then
 trained on it, their ridge or moment chosen on the validation split, and scored on the test split. "exported" is the log of (user,
-item, weight) rows that a user gets; "continuous" is the summary as it is optimised, where that is something else. Beside them
-stand as many random users, as many random interactions, and the full data. Rows that are measured anew replace those of the same
-job and seed in the result file.
+item, weight) rows that a user gets; "without weights" are its bare (user, item) rows; "continuous" is the summary as it is
+optimised, where that is something else. Beside them stand as many random users, as many random interactions, and the full data.
+Rows that are measured anew replace those of the same job and seed in the result file.
 """
 
 from __future__ import annotations
@@ -79,6 +79,9 @@ def distilled(recipe: str, users: int, *, steps: int | None = None, **options: A
         found = run_recipe(modality, [users], chosen, seed=seed, steps=steps, progress=False, **options)
         table = found.export()
         yield "exported", modality.read(table), modality.size(table)
+        if recipe == "interactions-default":
+            bare = Interactions(table.users, table.items)
+            yield "without weights", modality.read(bare), modality.size(bare)
         if not found.summary.exact_export:
             with torch.no_grad():
                 rows = found.summary().detach()

@@ -23,8 +23,7 @@ class WeightedUsers(Summary):
     the others take over what the dropped ones did in the steps that are left. A user's largest weight stays, so that no user
     is lost.
 
-    What is optimised in the end is thus the exported log itself, where a dense summary that is cut down after it has been
-    learned falls to the level of random users.
+    What is optimised in the end is thus the exported log itself, not something that is cut down to it afterwards.
 
     Args:
         weights: (users, items) initial weights, positive.
