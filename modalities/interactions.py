@@ -146,7 +146,7 @@ class InteractionsModality(Modality):
         if shared is not None and processes.is_main():
             weakref.finalize(splits.train, shutil.rmtree, shared, ignore_errors=True)
         splits = most_popular(splits, max_items)
-        settings = {"teacher": teacher, "metric": metric, "ridges": ridges, "score_users": score_users}
+        settings: dict[str, Any] = {"teacher": teacher, "metric": metric, "ridges": ridges, "score_users": score_users}
         return cls(splits, holdout=holdout, width=width, chunk=chunk, **settings)
 
     # --- the target dataset -------------------------------------------------------------------------------------------
