@@ -8,12 +8,12 @@ from typing import Literal
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from datastill.errors import check_count, require, unknown_name
 from datastill.modalities.base import Batch, Summary
+from datastill.modalities.interactions_draws import multi_draw
 from datastill.modalities.interactions_table import Interactions
-from datastill.rng import fork, generator
+from datastill.rng import generator
 
 Sampler = Literal["meanfield", "gumbel"]
 SAMPLERS = ("meanfield", "gumbel")
@@ -124,27 +124,3 @@ class InteractionsSummary(Summary):
     def num_points(self) -> int:
         """Synthetic users."""
         return len(self.logits)
-
-
-def multi_draw(logits: Tensor, draws: int, temperature: float, rng: torch.Generator) -> Tensor:
-    """min(1, sum of `draws` Gumbel-softmax draws) of each row, in memory that does not grow with `draws`.
-
-    The noise of a draw is a function of a seed of its own and is made anew in the backward pass, so that nothing of the size
-    of the logits is kept for it.
-
-    Args:
-        logits: (n, items).
-        draws: at least 1.
-        temperature: of every softmax.
-        rng: of the noise, which is the same on every device.
-    """
-
-    def draw(values: Tensor, seed: int) -> Tensor:
-        noise = torch.empty(values.shape, dtype=torch.float64).exponential_(generator=generator(seed)).log()
-        return ((values - noise.to(values.device, values.dtype)) / temperature).softmax(1)
-
-    total = torch.zeros_like(logits)
-    for _ in range(draws):
-        sample = checkpoint(draw, logits, fork(rng), use_reentrant=False, preserve_rng_state=False)
-        total = total + sample
-    return total.clamp(max=1)

@@ -101,9 +101,14 @@ class KernelRidge(Objective):
         if self.augment:
             seed = fork(rng) % 2**31
             real, synthetic = self.modality.augment(real, seed), self.modality.augment(synthetic, seed)
-        gram = kernel(synthetic.inputs, synthetic.inputs)
-        coefficients = ridge_solve(gram, self.modality.encode(synthetic.targets), self.current_ridge())
-        loss = self.modality.ridge_loss(kernel(real.inputs, synthetic.inputs) @ coefficients, real.targets)
+        gram, cross = kernel(synthetic.inputs, synthetic.inputs), kernel(real.inputs, synthetic.inputs)
+        labels, ridge = self.modality.encode(synthetic.targets), self.current_ridge()
+        # The same product, solved for the side that has fewer columns: users of a recommender have thousands of labels each.
+        if len(cross) < labels.shape[1]:
+            predictions = ridge_solve(gram, cross.T, ridge).T @ labels
+        else:
+            predictions = cross @ ridge_solve(gram, labels, ridge)
+        loss = self.modality.ridge_loss(predictions, real.targets)
         return portion(loss, self.modality.weight(real))
 
     def after_step(self, rng: torch.Generator) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from datastill.modalities.interactions_summary import multi_draw
+from datastill.modalities.interactions_draws import multi_draw
 from datastill.rng import generator
 
 
@@ -43,3 +43,32 @@ def test_equal_generators_give_equal_draws() -> None:
     first, second, other = (multi_draw(logits, 3, 1.0, generator(seed)) for seed in (1, 1, 2))
     assert torch.equal(first, second)
     assert not torch.equal(first, other)
+
+
+@pytest.mark.parametrize("temperature", [0.1, 0.5, 10.0])
+def test_draws_have_the_mean_and_the_spread_of_ordinary_gumbel_softmax(temperature: float) -> None:
+    logits = torch.randn(40, 50, generator=generator(0))
+    rng = generator(1)
+    with torch.no_grad():
+        ours = torch.stack([multi_draw(logits, 1, temperature, generator("draw", n)) for n in range(400)])
+        uniform = torch.rand(400, 40, 50, dtype=torch.float64, generator=rng)
+        plain = ((logits - (-uniform.log()).log()) / temperature).softmax(2)
+    error = (ours.double().var(0) / 400 + plain.var(0) / 400).sqrt()
+    assert float(((ours.double().mean(0) - plain.mean(0)) / error).abs().max()) < 5
+    spread = ours.double().var(0).mean() / plain.var(0).mean()
+    assert abs(float(spread) - 1) < 0.1
+
+
+def test_draws_do_not_depend_on_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("datastill.modalities.interactions_draws.BLOCK", 64)
+    logits = torch.randn(30, 20, generator=generator(0))
+    found = []
+    threads = torch.get_num_threads()
+    for number in (1, 2, 5):
+        torch.set_num_threads(number)
+        values = logits.clone().requires_grad_()
+        drawn = multi_draw(values, 3, 2.0, generator(3))
+        drawn.square().sum().backward()
+        found.append((drawn.detach(), values.grad))
+    torch.set_num_threads(threads)
+    assert all(torch.equal(one[0], found[0][0]) and torch.equal(one[1], found[0][1]) for one in found)
