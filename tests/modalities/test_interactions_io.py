@@ -192,6 +192,22 @@ def test_unusable_splits_and_shapes() -> None:
     refused(3, "logs must be a path.*got int")
 
 
+def test_files_of_mixed_types(tmp_path: Path) -> None:
+    frame().to_parquet(tmp_path / "a.parquet")
+    frame().astype({"movieId": str}).to_parquet(tmp_path / "b.parquet")
+    refused(tmp_path, r"'movieId' holds strings in .*b.parquet and numbers in .*a.parquet; write it with one type")
+
+
+@pytest.mark.parametrize("kept", [0.1, 0.5, 0.9])
+@pytest.mark.parametrize("ending", ["parquet", "csv.gz"])
+def test_files_that_were_cut_off(tmp_path: Path, ending: str, kept: float) -> None:
+    rows = pd.concat([frame()] * 2000)
+    whole, cut = tmp_path / f"whole.{ending}", tmp_path / f"cut.{ending}"
+    rows.to_parquet(whole) if ending == "parquet" else rows.to_csv(whole, index=False)
+    cut.write_bytes(whole.read_bytes()[: int(kept * whole.stat().st_size)])
+    refused(cut, r"could not be read .*cut\.")
+
+
 def test_unreadable_files(tmp_path: Path) -> None:
     whole = tmp_path / "log.parquet"
     frame().to_parquet(whole)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
@@ -18,6 +19,7 @@ import scipy.sparse as sp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from datastill.condense.interactions import condense_interactions
 from datastill.errors import ArtifactError, InputError
 from datastill.modalities import interactions_io
 from datastill.modalities.interactions import InteractionsModality
@@ -158,6 +160,34 @@ def test_a_build_that_is_killed_leaves_no_store_or_a_whole_one(tmp_path: Path) -
         for number in range(last, last + 3):  # one that stands, the one that was cut off, and a new one
             assert same(expected, read_interactions(tmp_path / "log.parquet", store=folder / str(number)))
         assert not [path.name for path in folder.iterdir() if path.name.startswith(".")]
+
+
+DISTIL = """
+import sys
+from datastill import condense_interactions
+from datastill.modalities import interactions_io
+interactions_io.LOADED, interactions_io.SHARD_ROWS = 0, 50
+condense_interactions(sys.argv[1], users=4, steps=20, recipe="kip", store=sys.argv[2], out=sys.argv[3], progress=False)
+"""
+
+
+@pytest.mark.usefixtures("on_disk")
+def test_a_run_on_shards_that_is_killed_goes_on_to_the_same_bits(tmp_path: Path) -> None:
+    frame().to_parquet(tmp_path / "log.parquet")
+    options: dict[str, Any] = {"users": 4, "steps": 20, "recipe": "kip", "progress": False}
+    expected = condense_interactions(tmp_path / "log.parquet", **options)
+    store, out = tmp_path / "store", tmp_path / "run"
+    arguments = [sys.executable, "-c", DISTIL, str(tmp_path / "log.parquet"), str(store), str(out)]
+    with subprocess.Popen(arguments) as process:
+        while process.poll() is None and not list(out.glob("checkpoint/step-*")):
+            time.sleep(0.01)
+        process.kill()
+    assert not (out / "artifact").exists()
+    found = condense_interactions(tmp_path / "log.parquet", store=store, out=out, **options)
+    assert found.items.tolist() == expected.items.tolist()
+    assert np.array_equal(found.weights, expected.weights)  # type: ignore[arg-type]
+    steps = [json.loads(line)["step"] for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert sorted(set(steps)) == list(range(21))
 
 
 def test_large_logs_without_a_store_lie_in_a_temporary_folder(
