@@ -38,8 +38,8 @@ class InteractionsSummary(Summary):
         logits: (users, items) initial values.
         item_ids: (items,) original ids.
         lengths: (users,) how many items each user exports.
-        draws: draws for each user, which is what a row sums to before it is cut off. Far fewer than items: where every weight
-            is cut off at 1 there is no gradient.
+        draws: draws for each user, which is what a row sums to before it is cut off. Far fewer than items, and fewer in any
+            case: where every weight is cut off at 1 there is no gradient.
         sampler: "meanfield" or "gumbel".
         temperature: of the softmax, positive.
         weighted: whether `export` keeps the weight of each item. Without, every row counts as 1.
@@ -67,6 +67,10 @@ class InteractionsSummary(Summary):
         if sampler not in SAMPLERS:
             raise unknown_name("sampler", sampler, SAMPLERS)
         check_count("draws", draws)
+        require(
+            draws < logits.shape[1],
+            f"draws must be below the number of items, {logits.shape[1]}, because every weight is cut off at 1; got {draws}.",
+        )
         require(
             math.isfinite(temperature) and temperature > 0,
             f"temperature must be a positive number, got {temperature!r}.",

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 
-from datastill import condense_interactions, load
+from datastill import condense_interactions, load, recipes
 from datastill.errors import InputError
 from datastill.modalities.interactions_table import Interactions
 
@@ -47,6 +49,8 @@ def test_a_file_becomes_a_table_with_its_ids(tmp_path: Path) -> None:
         ({"recipe": "distil-cf"}, "Did you mean 'distill-cf'"),
         ({"recipe": "gcond"}, "is for graph data, not for interactions"),
         ({"item_column": "thing"}, "item_column='thing' is not a column of the logs; there are: user_id, item_id"),
+        ({"interactions": 3}, "at least the number of users, 4"),
+        ({"interactions": 9, "recipe": "distill-cf"}, "recipes of weighted rows"),
         ({"steps": 0}, "steps must be an integer of at least 1"),
     ],
 )
@@ -55,8 +59,18 @@ def test_bad_arguments_are_refused(arguments: dict, message: str) -> None:
         condense_interactions(logs(), progress=False, **{"users": 4, **arguments})
 
 
+def test_the_number_of_rows_is_asked_for_and_the_default_is_that_of_as_many_users() -> None:
+    frame = logs()
+    assert len(condense_interactions(frame, users=4, interactions=9, steps=3, progress=False)) == 9
+    modality: Any = condense_interactions.job(frame, users=4).modality
+    expected = 4 * round(modality.splits.train.nnz / len(modality.trained))
+    assert len(condense_interactions(frame, users=4, steps=3, progress=False)) == expected
+
+
 def test_every_recipe_runs() -> None:
-    for recipe in ("dm", "kip", "distill-cf"):
+    published = recipes["distill-cf"]
+    few_draws = dataclasses.replace(published, summary={**published.summary, "draws": 5})
+    for recipe in ("dm", "kip", few_draws, "interactions-dense"):
         small = condense_interactions(logs(), users=3, recipe=recipe, steps=2, progress=False)
         assert small.num_users == 3, recipe
 

@@ -56,8 +56,9 @@ def small() -> InteractionsModality:
         {"init": "noise", "weighted": False, "temperature": 1.0},
         {"init": "active", "init_scale": 1.0, "export_length": 3},
         {"init": "kmeans"},
+        {"sampler": "weights", "interactions": 40},
     ],
-    ids=["mean field", "gumbel", "noise", "active", "clusters"],
+    ids=["mean field", "gumbel", "noise", "active", "clusters", "weights"],
 )
 def test_it_keeps_the_contract(options: dict[str, Any]) -> None:
     check_modality(small(), **options)
@@ -397,6 +398,7 @@ def test_distilled_users_beat_as_many_random_ones(modality: InteractionsModality
         (lambda m: m.summary([2], rng=generator(0), temprature=1), "Did you mean 'temperature'"),
         (lambda m: m.summary([2], rng=generator(0), temperature=0), "temperature must be a positive number, got 0"),
         (lambda m: m.summary([2], rng=generator(0), draws=0), "draws must be an integer of at least 1"),
+        (lambda m: m.summary([2], rng=generator(0), draws=60), "draws must be below the number of items, 60"),
         (lambda m: m.summary([2], rng=generator(0), export_length=0), "export_length must be an integer"),
         (lambda m: m.summary([2], rng=generator(0), init_scale=-1), "init_scale must be a positive number"),
         (lambda m: m.summary([2], rng=generator(0), cardinality=-1), "cardinality must be at least 0"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 
 from datastill import distill, evaluate
 from datastill.errors import InputError
+from datastill.loop import Event
 from datastill.modalities import interactions_teacher
 from datastill.modalities.interactions import InteractionsModality
 from datastill.modalities.interactions_teacher import Taught
@@ -185,3 +187,33 @@ def test_thinned_weights_beat_as_many_rows_of_random_users() -> None:
     assert len(result.export()) == 40
     found = evaluate(result, seeds=3, progress=False)
     assert found.gap_closed() > 0.5
+
+
+def test_a_run_that_was_stopped_while_thinning_ends_with_the_same_bits(tmp_path: Path) -> None:
+    class Stopped(Exception):
+        pass
+
+    def run(folder: Path | None, stop: int | None) -> WeightedUsers:
+        def callback(event: Event) -> None:
+            if event.kind == "step" and event.step == stop:
+                raise Stopped
+
+        modality = taught()
+        summary: WeightedUsers = modality.summary([6], rng=generator(0), sampler="weights", interactions=30)
+        objective = KernelRidge(ridge=1.0, real_size=20)
+        options: dict[str, Any] = {
+            "steps": 12,
+            "lr": 0.1,
+            "validate_every": 0,
+            "progress": False,
+        }
+        options |= {"callbacks": [callback], "checkpoint_dir": folder, "checkpoint_every": 1}
+        distill(modality, summary, objective, **options)
+        return summary
+
+    whole = run(None, None)
+    with pytest.raises(Stopped):
+        run(tmp_path, 5)
+    resumed = run(tmp_path, None)
+    assert whole.left() <= 30
+    assert torch.equal(resumed.logs, whole.logs)
