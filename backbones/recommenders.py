@@ -170,6 +170,8 @@ class EASE(Recommender):
     """
 
     RIDGES = (1.0, 10.0, 30.0, 100.0, 300.0, 1000.0, 3000.0)
+    LARGEST = 30_000
+    """Users or items, whichever are fewer, up to which it can be fitted: the inverse of that size has 7 GB."""
 
     def __init__(self, ridge: Ridges = RIDGES) -> None:
         self.ridges = _checked(ridge)
@@ -180,9 +182,14 @@ class EASE(Recommender):
         """Solve for the weights in float64.
 
         Raises:
-            InputError: several ridges but no `validate`.
+            InputError: several ridges but no `validate`, or more than 30,000 users and items.
         """
         rows = matrix(self._start(users))
+        size = min(rows.shape)
+        require(
+            size <= self.LARGEST,
+            f"EASE inverts a matrix of {size:,} x {size:,} here, and {self.LARGEST:,} is the most; keep to the popular items.",
+        )
         solve = _few_users(rows.to_dense()) if rows.shape[0] < self.items else _few_items(rows)
         self.ridge, self._scores = _choose(self.ridges, solve, validate)
         return self

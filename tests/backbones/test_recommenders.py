@@ -118,6 +118,7 @@ def test_a_ridge_that_leaves_equal_users_singular_is_passed_over() -> None:
         (lambda: EASE().recommend(sp.csr_matrix((1, 3))), "has not been fitted"),
         (lambda: EASE().fit(sp.csr_matrix(np.eye(3))), "need validate"),
         (lambda: EASE(ridge=0), "must be positive"),
+        (lambda: EASE(ridge=1).fit(sp.eye(30_001).tocsr()), "30,001 x 30,001"),
         (lambda: InfiniteAutoencoder(ridge=-1), "at least 0"),
         (lambda: Popularity().fit(sp.csr_matrix(-np.eye(3))), "at least 0"),
         (lambda: Popularity().fit(sp.csr_matrix((0, 3))), "no users"),
