@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -88,8 +88,16 @@ class RealBatches:
             self._all = self.draw()
         return self._all
 
-    def share(self, rng: torch.Generator) -> Any:
-        """This process's share of the batch that a call would give; all of it, if there is one process."""
+    def share(self, rng: torch.Generator, groups: Sequence[int] | None = None) -> Any:
+        """This process's share of the batch that a call would give; all of it, if there is one process.
+
+        Args:
+            rng: of the draw.
+            groups: which groups are drawn, if the size is given; None is all of them.
+        """
+        if groups is not None and self.size is not None:
+            batch = self.draw(self.size, groups=groups, rng=rng)
+            return batch if processes.size() == 1 else _shared(batch)
         if processes.size() == 1:
             return self(rng)
         if self.size is None:

@@ -1,15 +1,18 @@
 """Gradient matching: one training step on the summary should move a network as a step on the target dataset does.
 
 DC: Zhao, Mopuri & Bilen (ICLR 2021), arXiv 2006.05929, equation 5; with augmentation DSA (arXiv 2102.08259); on graphs GCond
-(arXiv 2110.07580), and DosCond (arXiv 2206.07746) where every network is matched just once, at initialisation.
+(arXiv 2110.07580), and DosCond (arXiv 2206.07746) where every network is matched just once, at initialisation. DCC (Lee et al.,
+ICML 2022, arXiv 2202.02916) matches the gradient of all groups together after a while. In IDC (Kim et al., ICML 2022, arXiv
+2205.14959) networks train on real points, gradients of hidden weights are compared by their lengths, and every group has a step
+of its own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -22,42 +25,61 @@ from datastill.errors import check_count, require, unknown_name
 from datastill.modalities.base import Modality, Summary
 from datastill.objectives.base import Objective, RealBatches
 from datastill.objectives.inner import OncePerStep, shuffled_picks
-from datastill.rng import fork, isolated
+from datastill.rng import fork, generator, isolated
 
-Distance = Literal["rows", "cosine", "squared", "relative"]
+Distance = Literal["rows", "cosine", "squared", "relative", "hidden-squared", "hidden-absolute"]
+DISTANCES: tuple[str, ...] = get_args(Distance)
 
 
 @dataclass
 class GradientMatching(Objective):
     """sum_g w_g distance(gradient on real points of g, gradient on synthetic points of g).
 
-    A network is drawn, matched `outer_loops` times, trained between two matches for `inner_epochs` on the summary, then replaced.
+    A network is drawn, matched `outer_loops` times, trained for `inner_epochs` between two matches, then replaced.
 
     Attributes:
         learner: name of the learner; None takes the modality's default.
         outer_loops: matches a network.
-        inner_epochs: passes over the summary between two matches of one network; 0 trains it never.
-        inner_optimizer: "sgd" (no momentum) or "adam".
+        trained_on: "summary" (DC) or "real" points (IDC), between two matches.
+        inner_epochs: passes over them between two matches of one network; 0 trains it never.
+        inner_optimizer: "sgd" or "adam".
         inner_lr: its learning rate.
-        inner_batch: synthetic points an inner step.
+        inner_momentum: of "sgd".
+        inner_weight_decay: L2 penalty of the network's training.
+        inner_batch: points an inner step.
+        inner_real: real points a group that "real" trains on between two matches; None takes all of them.
+        inner_augment: augmentation of that training, as in `Modality.augmenter`: a name, True or False.
         real_size: real points a group at each step; None takes all of them.
         distance: "rows" sums 1 - cosine over the rows (output channels) of every weight and skips vectors, as in DC;
             "cosine" is one angle of all gradients together; "squared" is their squared distance, and "relative" that over
-            the squared length of the real gradient, as in DosCond's graph classification.
+            the squared length of the real gradient, as in DosCond's graph classification; "hidden-squared" and "hidden-absolute"
+            sum squares and absolute values of differences over the weights before the head, and skip vectors, as in IDC.
         augment: whether real and synthetic points of a group get the same random augmentation (DSA).
         weighting: "uniform" (DC) or "size" (each group by its synthetic points over the largest group's, as in GCond).
+        groups_per_step: groups matched at a step, in turn; a round of all of them counts as one match (IDC has 1). None is all.
+        contrast_networks: from this network on, counted from 0, the mean of all groups' gradients is matched by the gradient of
+            the whole summary (DCC); None never does so.
+        contrast_matches: the same from this match of every network on.
     """
 
     learner: str | None = None
     outer_loops: int = 10
+    trained_on: Literal["summary", "real"] = "summary"
     inner_epochs: int = 50
     inner_optimizer: Literal["sgd", "adam"] = "sgd"
     inner_lr: float = 0.01
+    inner_momentum: float = 0.0
+    inner_weight_decay: float = 0.0
     inner_batch: int = 256
+    inner_real: int | None = 50
+    inner_augment: bool | str = False
     real_size: int | None = 256
     distance: Distance = "rows"
     augment: bool = False
     weighting: Literal["uniform", "size"] = "uniform"
+    groups_per_step: int | None = None
+    contrast_networks: int | None = None
+    contrast_matches: int | None = None
 
     name: ClassVar[str] = "gradient-matching"
 
@@ -65,11 +87,28 @@ class GradientMatching(Objective):
         check_count("outer_loops", self.outer_loops)
         check_count("inner_epochs", self.inner_epochs, least=0)
         check_count("inner_batch", self.inner_batch)
-        if self.real_size is not None:
-            check_count("real_size", self.real_size)
+        for field, least in (
+            ("real_size", 1),
+            ("inner_real", 1),
+            ("groups_per_step", 1),
+            ("contrast_networks", 0),
+            ("contrast_matches", 0),
+        ):
+            if getattr(self, field) is not None:
+                check_count(field, getattr(self, field), least=least)
+        contrasts = self.contrast_networks is not None or self.contrast_matches is not None
+        require(
+            self.groups_per_step is None or not contrasts,
+            "groups_per_step must be None where all groups are matched together by contrast_networks or contrast_matches.",
+        )
+        require(0 <= self.inner_momentum < 1, f"inner_momentum must be in [0, 1), got {self.inner_momentum!r}.")
+        require(
+            self.inner_weight_decay >= 0, f"inner_weight_decay must be at least 0, got {self.inner_weight_decay!r}."
+        )
         require(self.inner_lr > 0, f"inner_lr must be positive, got {self.inner_lr!r}.")
         for field, allowed in (
-            ("distance", ("rows", "cosine", "squared", "relative")),
+            ("distance", DISTANCES),
+            ("trained_on", ("summary", "real")),
             ("inner_optimizer", ("sgd", "adam")),
             ("weighting", ("uniform", "size")),
         ):
@@ -80,29 +119,53 @@ class GradientMatching(Objective):
         super().start(modality, summary, seed=seed, workdir=workdir)
         self._real = RealBatches(modality.real, self.real_size)
         self._synthetic = OncePerStep(summary)
+        with torch.no_grad():
+            self._counts = torch.bincount(summary().groups.cpu(), minlength=modality.num_groups)
+        self._groups: list[int] = self._counts.nonzero().flatten().tolist()
+        if self.distance.startswith("hidden"):
+            _hidden(modality.learner(self.learner, rng=generator(seed, "hidden weights")))
+        if self.trained_on == "real" and self.inner_augment:
+            modality.augmenter(self.inner_augment)
         self._net: Learner | None = None
         self._optimizer: torch.optim.Optimizer | None = None
-        self._matches = 0
+        self._matches = self._networks = self._turn = 0
 
     def loss(self, rng: torch.Generator) -> Tensor:
         """The distance of gradients, summed over groups."""
         if self._net is None:
             self._adopt(self.modality.learner(self.learner, rng=rng))
         assert self._net is not None
-        real, synthetic = self._real.share(rng), self._synthetic.take(rng)
-        counts = torch.bincount(synthetic.groups, minlength=self.modality.num_groups)
-        groups = counts.nonzero().flatten().tolist()
+        groups = self._groups
+        if self.groups_per_step is not None:
+            groups = groups[self._turn : self._turn + self.groups_per_step]
+        real = self._real.share(rng, None if self.groups_per_step is None else groups)
+        synthetic = self._synthetic.take(rng)
         seeds = [fork(rng) % 2**31 for _ in groups]
+        contrast = self._contrasts()
+        if contrast:  # all groups are one batch, with one augmentation
+            seeds = seeds[:1] * len(groups)
         target = self._gradients(real, groups, seeds, differentiable=False)
         if processes.size() > 1:
             weights = [self.modality.weight(real.of_group(group)) for group in groups]
             each = [processes.average(parts, weight) for parts, weight in zip(zip(*target), weights)]
             target = [torch.stack(parts) for parts in zip(*each)]
+        if contrast:
+            target = [parts.mean(0, keepdim=True) for parts in target]
+            synthetic, groups = Batch(synthetic.inputs, synthetic.targets, torch.zeros_like(synthetic.groups)), [0]
         ours = self._gradients(synthetic, groups, seeds, differentiable=True)
+        if self.distance.startswith("hidden"):
+            kept = _hidden(self._net)
+            ours, target = ([part for part, keep in zip(parts, kept) if keep] for parts in (ours, target))
         distances = gradient_distances(ours, target, self.distance)
-        if self.weighting == "size":
-            distances = distances * (counts[groups] / counts.max()).to(distances.dtype)
+        if self.weighting == "size" and not contrast:
+            distances = distances * (self._counts[groups] / self._counts.max()).to(distances)
         return distances.sum()
+
+    def _contrasts(self) -> bool:
+        networks, matches = self.contrast_networks, self.contrast_matches
+        return (networks is not None and self._networks >= networks) or (
+            matches is not None and self._matches >= matches
+        )
 
     def _gradients(
         self, batch: Batch, groups: Sequence[int], seeds: Sequence[int], *, differentiable: bool
@@ -118,24 +181,34 @@ class GradientMatching(Objective):
         return [torch.cat(each) for each in zip(*parts)]
 
     def after_step(self, rng: torch.Generator) -> None:
+        self._turn += len(self._groups) if self.groups_per_step is None else self.groups_per_step
+        if self._turn < len(self._groups):
+            return
+        self._turn = 0
         self._matches += 1
         if self._matches >= self.outer_loops:
             self._net, self._optimizer, self._matches = None, None, 0
+            self._networks += 1
         elif self.inner_epochs:
             self._train(rng)
 
     def _train(self, rng: torch.Generator) -> None:
         assert self._net is not None
         assert self._optimizer is not None
-        synthetic = self._synthetic.ahead(rng).detach()
-        size = min(self.inner_batch, len(synthetic))
-        steps = self.inner_epochs * -(-len(synthetic) // size)
+        augment: Callable[[Batch, int], Batch] | None = self.modality.augment if self.augment else None
+        if self.trained_on == "summary":
+            batch = self._synthetic.ahead(rng).detach()
+        else:
+            batch = self.modality.real(self.inner_real, rng=rng)
+            augment = self.modality.augmenter(self.inner_augment) if self.inner_augment else None
+        size = min(self.inner_batch, len(batch))
+        steps = self.inner_epochs * -(-len(batch) // size)
         self._net.train()
         with isolated(fork(rng)):
-            for pick in shuffled_picks(len(synthetic), size, steps, rng):
-                points = synthetic if pick is None else synthetic.take(pick.to(synthetic.groups.device))
-                if self.augment:
-                    points = self.modality.augment(points, fork(rng) % 2**31)
+            for pick in shuffled_picks(len(batch), size, steps, rng):
+                points = batch if pick is None else batch.take(pick.to(batch.groups.device))
+                if augment is not None:
+                    points = augment(points, fork(rng) % 2**31)
                 self._optimizer.zero_grad()
                 self.modality.loss(self._net(points.inputs), points.targets).backward()
                 self._optimizer.step()
@@ -143,20 +216,22 @@ class GradientMatching(Objective):
 
     def _adopt(self, net: Learner) -> None:
         self._net = net
-        protocol = Protocol(optimizer=self.inner_optimizer, lr=self.inner_lr, momentum=0.0)
+        protocol = Protocol(
+            optimizer=self.inner_optimizer,
+            lr=self.inner_lr,
+            momentum=self.inner_momentum,
+            weight_decay=self.inner_weight_decay,
+        )
         self._optimizer = make_optimizer(protocol, net.parameters())
 
     def state_dict(self) -> dict[str, Any]:
+        places = {"matches": self._matches, "networks": self._networks, "turn": self._turn}
         if self._net is None or self._optimizer is None:
-            return {"matches": self._matches, "net": None}
-        return {
-            "matches": self._matches,
-            "net": self._net.state_dict(),
-            "optimizer": self._optimizer.state_dict(),
-        }
+            return {**places, "net": None}
+        return {**places, "net": self._net.state_dict(), "optimizer": self._optimizer.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._matches = state["matches"]
+        self._matches, self._networks, self._turn = state["matches"], state["networks"], state["turn"]
         if state["net"] is not None:
             self._adopt(self.modality.learner(self.learner, rng=torch.Generator()))
             assert self._net is not None
@@ -166,17 +241,30 @@ class GradientMatching(Objective):
 
 
 def gradient_distances(ours: Sequence[Tensor], target: Sequence[Tensor], distance: Distance) -> Tensor:
-    """How far two lists of parameter gradients, each (groups, *shape), are apart, (groups,); see `GradientMatching.distance`."""
+    """How far two lists of parameter gradients, each (groups, *shape), are apart, (groups,); see `GradientMatching.distance`.
+
+    For the "hidden" ones the lists hold the gradients of hidden weights alone.
+    """
     if distance == "rows":
         rows = [_angles(a.flatten(2), b.flatten(2)).sum(1) for a, b in zip(ours, target) if a.dim() > 2]
         require(bool(rows), "distance='rows' needs a learner with at least one weight matrix.")
         return torch.stack(rows).sum(0)
+    if distance == "hidden-absolute":
+        return torch.stack([(a - b).abs().flatten(1).sum(1) for a, b in zip(ours, target)]).sum(0)
     a = torch.cat([part.flatten(1) for part in ours], 1)
     b = torch.cat([part.flatten(1) for part in target], 1)
     if distance == "cosine":
         return _angles(a, b)
     gap = (a - b).square().sum(1)
-    return gap if distance == "squared" else gap / b.square().sum(1).clamp(min=torch.finfo(b.dtype).tiny)
+    return gap if distance != "relative" else gap / b.square().sum(1).clamp(min=torch.finfo(b.dtype).tiny)
+
+
+def _hidden(net: Learner) -> list[bool]:
+    """Which of the parameters are weights before the head."""
+    head = {id(value) for value in net.head.parameters()}
+    kept = [value.dim() > 1 and id(value) not in head for value in net.parameters()]
+    require(any(kept), "The 'hidden' distances need a learner with weights before its head; this one has none.")
+    return kept
 
 
 def _angles(a: Tensor, b: Tensor) -> Tensor:

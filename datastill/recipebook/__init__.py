@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datastill.recipe import RecipeBook
-from datastill.recipebook import coresets, distribution, graph, graphs, image, interactions, shared, text
+from datastill.recipebook import coresets, distribution, gradient, graph, graphs, image, interactions, shared, text
 
 recipes = RecipeBook(
     [
@@ -14,6 +14,7 @@ recipes = RecipeBook(
         *interactions.RECIPES,
         *shared.RECIPES,
         *distribution.RECIPES,
+        *gradient.RECIPES,
         *coresets.RECIPES,
     ],
     defaults={

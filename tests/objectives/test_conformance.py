@@ -27,6 +27,19 @@ OBJECTIVES: dict[str, Callable[[], Objective]] = {
         pool=3, max_age=2, inner_lr=0.05, inner_batch=4, real_size=5, ridge=1e-2
     ),
     "gradient-matching": lambda: GradientMatching(outer_loops=3, inner_epochs=2, real_size=5),
+    "gradient-matching/dcc": lambda: GradientMatching(
+        outer_loops=2, inner_epochs=1, real_size=5, contrast_networks=1, contrast_matches=1
+    ),
+    # All groups at a step, since one loss has to reach every point; turns have tests of their own.
+    "gradient-matching/idc": lambda: GradientMatching(
+        outer_loops=2,
+        inner_epochs=1,
+        real_size=5,
+        trained_on="real",
+        inner_momentum=0.9,
+        distance="hidden-squared",
+        groups_per_step=3,
+    ),
     "gradient-matching/doscond": lambda: GradientMatching(outer_loops=1, inner_epochs=0, distance="squared"),
     "gradient-matching/gcond": lambda: GradientMatching(
         outer_loops=4, inner_epochs=1, inner_optimizer="adam", inner_batch=4, weighting="size", distance="cosine"

@@ -1,4 +1,4 @@
-"""Closed forms and shortcuts of gradient matching, against autograd and against runs that do without them."""
+"""What DCC and IDC add to gradient matching, against gradients that are written out here."""
 
 from __future__ import annotations
 
@@ -6,186 +6,230 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from sklearn.datasets import load_digits
+from torch import Tensor
 from torch.nn import functional as F
 
-from datastill import distill
-from datastill.backbones.base import Learner, LinearLearner
+from datastill.backbones.base import Learner
 from datastill.backbones.batch import Batch
-from datastill.backbones.graph import SGC
-from datastill.backbones.nodes import Nodes, normalised_dense
 from datastill.checks.toy import ToyModality
-from datastill.modalities.base import Summary
-from datastill.objectives.gradient_matching import GradientMatching, gradient_distances
-from datastill.objectives.inner import OncePerStep
+from datastill.errors import InputError
+from datastill.modalities.image import ImageModality
+from datastill.objectives.gradient_matching import GradientMatching
 from datastill.rng import generator
 
-
-def graph(*, soft: bool = False) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    rng = generator("closed form")
-    features = torch.randn(9, 6, generator=rng, dtype=torch.float64).requires_grad_()
-    weights = torch.rand(9, 9, generator=rng, dtype=torch.float64).triu(1)
-    weights = (weights + weights.T).requires_grad_()
-    groups = torch.tensor([2, 0, 0, 1, 2, 2, 1, 2, 0])  # not in blocks
-    targets = groups
-    if soft:
-        targets = torch.rand(9, 3, generator=rng, dtype=torch.float64).softmax(1).requires_grad_()
-    return features, weights, groups, targets
+MODALITY = ToyModality(points=6)
 
 
-def batch_of(features: Tensor, weights: Tensor, groups: Tensor, targets: Tensor) -> Batch:
-    return Batch(Nodes(features, normalised_dense(weights), torch.arange(len(groups))), targets, groups)
+def started(counts: list[int], **settings: Any) -> tuple[GradientMatching, Any]:
+    objective = GradientMatching(real_size=None, **settings)
+    summary = MODALITY.summary(counts, rng=generator(0))
+    objective.start(MODALITY, summary, seed=1)
+    return objective, summary
 
 
-def by_autograd(net: Learner, batch: Batch, groups: list[int], *, create_graph: bool) -> list[Tensor]:
-    """Every group's gradients through the whole network, one group after the other."""
-    found = []
-    for group in groups:
-        mine = batch.groups == group
-        loss = F.cross_entropy(net(batch.inputs)[mine], batch.targets[mine])
-        found.append(torch.autograd.grad(loss, list(net.parameters()), create_graph=create_graph))
-    return [torch.stack(parts) for parts in zip(*found)]
+def gradients(net: Learner, inputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
+    loss = F.cross_entropy(net(inputs), targets)
+    return dict(zip(dict(net.named_parameters()), torch.autograd.grad(loss, list(net.parameters()))))
 
 
-@pytest.mark.parametrize("soft", [False, True])
-def test_closed_form_gradients_are_autograds(soft: bool) -> None:
-    """Values and derivatives in features, edges and soft labels, in float64."""
-    torch.manual_seed(0)
-    net = SGC(6, 3).double()
-    features, weights, groups, targets = graph(soft=soft)
-    leaves = [features, weights, *([targets] if soft else [])]
-    target = [torch.randn_like(part) for part in by_autograd(net, batch_of(*graph()), [0, 1, 2], create_graph=False)]
-    results = []
-    for how in (net.group_gradients, None):
-        batch = batch_of(features, weights, groups, targets)
-        if how is None:
-            gradients = by_autograd(net, batch, [0, 1, 2], create_graph=True)
-        else:
-            gradients = how(batch, [0, 1, 2], F.cross_entropy, create_graph=True)
-        distance = gradient_distances(gradients, target, "rows").sum()
-        distance = distance + gradient_distances(gradients, target, "squared").sum()
-        results.append([*gradients, *torch.autograd.grad(distance, leaves)])
-    for ours, expected in zip(*results, strict=True):
-        torch.testing.assert_close(ours, expected, atol=1e-10, rtol=1e-10)
-    plain = net.group_gradients(
-        batch_of(features, weights, groups, targets), [2, 0], F.cross_entropy, create_graph=False
+def angle(a: Tensor, b: Tensor) -> float:
+    return sum(float(1 - x @ y / (x.norm() * y.norm() + 1e-6)) for x, y in zip(a.flatten(1), b.flatten(1)))
+
+
+def of_group(batch: Batch, group: int) -> tuple[Tensor, Tensor]:
+    return batch.inputs[batch.groups == group].detach(), batch.targets[batch.groups == group]
+
+
+# --- DCC ----------------------------------------------------------------------------------------------------------------
+
+
+def test_contrast_matches_the_mean_of_the_groups_by_the_whole_summary() -> None:
+    objective, summary = started([1, 2, 4], learner="mlp", contrast_networks=0)
+    found = float(objective.loss(generator(2)).detach())
+    net, real = objective._net, MODALITY.real()
+    assert net is not None
+    each = [gradients(net, *of_group(real, group)) for group in range(3)]
+    whole = gradients(net, summary.points.detach(), summary().targets)
+    expected = sum(
+        angle(torch.stack([one[name] for one in each]).mean(0), value)
+        for name, value in whole.items()
+        if value.dim() > 1
     )
-    for ours, expected in zip(plain, results[1]):
-        torch.testing.assert_close(ours, expected.detach()[[2, 0]], atol=1e-10, rtol=1e-10)
-        assert not ours.requires_grad
+    assert found == pytest.approx(expected, rel=1e-4)
 
 
-def test_linear_learner_builds_no_graph_of_its_features() -> None:
-    """On the real side nothing of the features' size is kept, and the embedding is not differentiated."""
-
-    class Watched(LinearLearner):
-        def __init__(self) -> None:
-            super().__init__()
-            self.head = nn.Linear(4, 2, bias=False)
-
-        def embed(self, inputs: Tensor) -> Tensor:
-            return Fragile.apply(inputs)  # type: ignore[no-any-return]
-
-    class Fragile(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx: Any, inputs: Tensor) -> Tensor:
-            return inputs.clone()
-
-        @staticmethod
-        def backward(ctx: Any, *gradients: Tensor) -> None:
-            raise AssertionError("the features were differentiated")
-
-    inputs = torch.randn(6, 4, generator=generator(0)).requires_grad_()
-    groups = torch.tensor([0, 0, 1, 1, 1, 0])
-    (weight,) = Watched().group_gradients(Batch(inputs, groups, groups), [0, 1], F.cross_entropy, create_graph=False)
-    assert weight.shape == (2, 2, 4)
+@pytest.mark.parametrize(
+    ("settings", "contrasts"),
+    [
+        ({}, [False] * 6),
+        ({"contrast_networks": 1}, [False] * 3 + [True] * 3),
+        ({"contrast_matches": 2}, [False, False, True] * 2),
+        ({"contrast_networks": 1, "contrast_matches": 1}, [False, True, True, True, True, True]),
+    ],
+)
+def test_when_the_contrast_begins(settings: dict[str, int], contrasts: list[bool]) -> None:
+    objective, _ = started([1, 1, 1], learner="linear", outer_loops=3, inner_epochs=1, **settings)
+    seen = []
+    for step in range(6):
+        objective.loss(generator(step))
+        seen.append(objective._contrasts())
+        objective.after_step(generator(step))
+    assert seen == contrasts
 
 
-class Counted(Summary):
-    """Points that count how often they are asked, with or without noise."""
-
-    def __init__(self, noise: float) -> None:
-        super().__init__()
-        self.points = nn.Parameter(torch.randn(6, 5, generator=generator("counted")))
-        self.scale = nn.Parameter(torch.ones(5))
-        self.noise, self.calls = noise, 0
-
-    def forward(self, rng: torch.Generator | None = None) -> Batch:
-        self.calls += 1
-        points = self.points * self.scale
-        if self.noise and rng is not None:
-            points = points + self.noise * torch.randn(points.shape, generator=rng)
-        labels = torch.arange(3).repeat_interleave(2)
-        return Batch(points, labels, labels)
-
-    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
-        return {"points": [self.points], "scale": [self.scale]}
-
-    def export(self) -> Any:
-        return self.points.detach(), torch.arange(3).repeat_interleave(2)
-
-    @property
-    def num_points(self) -> int:
-        return 6
+# --- IDC ----------------------------------------------------------------------------------------------------------------
 
 
-def matched(summary: Counted, steps: int = 12) -> Counted:
-    objective = GradientMatching(learner="linear", outer_loops=6, inner_epochs=1, real_size=None)
-    distill(
-        ToyModality(),
-        summary,
-        objective,
-        steps=steps,
-        lr=0.05,
-        alternate={"points": 3, "scale": 2},
-        validate_every=0,
-        progress=False,
+@pytest.mark.parametrize("distance", ["hidden-squared", "hidden-absolute"])
+def test_hidden_weights_by_hand(distance: str) -> None:
+    objective, summary = started([1, 2, 3], learner="mlp", distance=distance)
+    found = float(objective.loss(generator(2)).detach())
+    net, real = objective._net, MODALITY.real()
+    assert net is not None
+    expected, batch = 0.0, summary()
+    for group in range(3):
+        theirs, ours = (gradients(net, *of_group(one, group)) for one in (real, batch))
+        for name, value in ours.items():
+            if value.dim() > 1 and not name.startswith("head"):
+                gap = value - theirs[name]
+                expected += float(gap.square().sum() if distance == "hidden-squared" else gap.abs().sum())
+    assert found == pytest.approx(expected, rel=1e-4)
+
+
+def test_groups_take_turns_and_a_round_is_a_match() -> None:
+    objective, summary = started(
+        [2, 0, 3], learner="mlp", groups_per_step=1, outer_loops=2, inner_epochs=1, trained_on="real"
     )
-    return summary
+    moved, nets = [], []
+    for step in range(8):
+        summary.points.grad = None
+        objective.loss(generator(step)).backward()
+        moved.append((summary.points.grad != 0).any(1).tolist())
+        nets.append(torch.cat([value.detach().flatten() for value in objective._net.parameters()]))  # type: ignore[union-attr]
+        objective.after_step(generator(step))
+    first, last = [True] * 2 + [False] * 3, [False] * 2 + [True] * 3
+    assert moved == [first, last] * 4
+    gaps = [float((a - b).norm()) for a, b in zip(nets, nets[1:])]
+    assert gaps[0] == gaps[2] == gaps[4] == gaps[6] == 0  # the same network for all groups of a round
+    assert 0 < gaps[1] < 0.5 * gaps[3]  # trained after the first round, replaced after the second
+    assert 0 < gaps[5] < 0.5 * gaps[3]
 
 
-def test_a_batch_is_computed_once_between_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same summary bit for bit as when it is computed for training and for the loss apart, in fewer calls."""
-    quick = matched(Counted(0.0))
-    with monkeypatch.context() as patch:
-        patch.setattr(OncePerStep, "take", lambda self, rng: self.summary(rng))
-        plain = matched(Counted(0.0))
-    assert torch.equal(quick.points, plain.points)
-    assert torch.equal(quick.scale, plain.scale)
-    # 12 losses; 10 trainings, as two of the steps end a network; the batch of one is used for the next loss unless a turn
-    # ended in between, which happens at steps 3, 5, 8 and 10.
-    assert plain.calls == 22
-    assert quick.calls == 22 - 10 + 4
+def test_steps_of_single_groups_add_up_to_a_step_of_all() -> None:
+    whole, _ = started([2, 2, 2], learner="mlp")
+    parts, _ = started([2, 2, 2], learner="mlp", groups_per_step=1)
+    expected = float(whole.loss(generator(4)).detach())
+    net, found = whole._net, 0.0
+    for step in range(3):
+        parts._net, parts._turn = net, step
+        found += float(parts.loss(generator(4)).detach())
+    assert found == pytest.approx(expected, rel=1e-5)
 
 
-def test_a_random_summary_draws_for_every_use() -> None:
-    assert matched(Counted(0.1)).calls == 22
+def test_only_the_groups_of_a_step_are_drawn() -> None:
+    objective = GradientMatching(learner="linear", real_size=2, groups_per_step=2)
+    objective.start(MODALITY, MODALITY.summary([1, 1, 1], rng=generator(0)))
+    drawn = []
+    original = objective._real.draw
+
+    def noted(size: int, **options: Any) -> Batch:
+        drawn.append(options["groups"])
+        return original(size, **options)  # type: ignore[no-any-return]
+
+    objective._real.draw = noted
+    for step in range(4):
+        objective.loss(generator(step))
+        objective.after_step(generator(step))
+    assert drawn == [[0, 1], [2], [0, 1], [2]]
 
 
-def test_remembered_batch_is_dropped_when_a_parameter_changes() -> None:
-    summary = Counted(0.0)
-    once = OncePerStep(summary)
-    first = once.ahead(generator(0))
-    assert once.take(generator(1)) is first
-    assert once.take(generator(1)) is not first  # its graph is used up
-    first = once.ahead(generator(0))
-    with torch.no_grad():
-        summary.points.add_(1.0)
-    assert torch.equal(once.take(generator(1)).inputs, summary.points * summary.scale)
-    first = once.ahead(generator(0))
-    summary.points.requires_grad_(False)
-    assert once.take(generator(1)) is not first
+def test_training_on_real_points_is_ordinary_training() -> None:
+    """Full batches, so that there is no order to know: SGD with momentum and decay whose state lives from match to match."""
+    objective, summary = started(
+        [1, 1, 1],
+        learner="linear",
+        trained_on="real",
+        inner_real=None,
+        inner_epochs=2,
+        inner_momentum=0.9,
+        inner_weight_decay=0.1,
+        inner_lr=0.05,
+    )
+    objective.loss(generator(0))
+    net, real = objective._net, MODALITY.real()
+    assert net is not None
+    twin = MODALITY.learner("linear", rng=generator(9))
+    twin.load_state_dict(net.state_dict())
+    optimizer = torch.optim.SGD(twin.parameters(), lr=0.05, momentum=0.9, weight_decay=0.1)
+    before = summary.points.detach().clone()
+    for match in range(2):
+        objective.after_step(generator(match))
+        for _ in range(2):
+            optimizer.zero_grad()
+            F.cross_entropy(twin(real.inputs), real.targets).backward()
+            optimizer.step()
+        for ours, theirs in zip(net.parameters(), twin.parameters()):
+            torch.testing.assert_close(ours, theirs)
+    assert torch.equal(summary.points.detach(), before)
 
 
-def test_a_role_whose_turn_it_is_not_gets_no_gradient() -> None:
-    seen: list[tuple[bool, bool]] = []
+def test_published_augmentation_of_inner_training_mixes_images() -> None:
+    found = load_digits()
+    images, labels = torch.tensor(found.images[:200], dtype=torch.float32), torch.tensor(found.target[:200])
+    modality = ImageModality(images, labels)
+    seen: list[Tensor] = []
+    original = modality.loss
 
-    class Watched(Counted):
-        def forward(self, rng: torch.Generator | None = None) -> Batch:
-            seen.append((self.points.requires_grad, self.scale.requires_grad))
-            return super().forward(rng)
+    def noted(outputs: Tensor, targets: Tensor) -> Tensor:
+        seen.append(targets)
+        return original(outputs, targets)
 
-    summary = matched(Watched(0.1), steps=5)
-    assert set(seen) == {(True, False), (False, True)}
-    assert summary.points.requires_grad
-    assert summary.scale.requires_grad
+    modality.loss = noted  # type: ignore[method-assign]
+    objective = GradientMatching(
+        learner="convnet-w8",
+        real_size=4,
+        trained_on="real",
+        inner_epochs=2,
+        inner_batch=16,
+        inner_real=5,
+        inner_augment="idc",
+        distance="hidden-absolute",
+        groups_per_step=10,
+    )
+    objective.start(modality, modality.summary([1] * 10, rng=generator(0)))
+    objective.loss(generator(0))
+    seen.clear()
+    objective.after_step(generator(0))
+    assert len(seen) == 2 * 4
+    mixed = [targets for targets in seen if targets.is_floating_point()]
+    assert 0 < len(mixed) < len(seen)  # CutMix has probability one half
+    assert all(bool(((targets > 0).sum(1) <= 2).all()) for targets in mixed)
+
+
+def test_a_run_that_stops_within_a_round_goes_on_in_it() -> None:
+    objective, _ = started([1, 1, 1], learner="mlp", groups_per_step=1, outer_loops=2, inner_epochs=1)
+    for step in range(4):
+        objective.loss(generator(step))
+        objective.after_step(generator(step))
+    other, _ = started([1, 1, 1], learner="mlp", groups_per_step=1, outer_loops=2, inner_epochs=1)
+    other.load_state_dict(objective.state_dict())
+    assert (other._turn, other._matches, other._networks) == (1, 1, 0)
+    assert torch.equal(other.loss(generator(7)).detach(), objective.loss(generator(7)).detach())
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"groups_per_step": 1, "contrast_matches": 1}, "groups_per_step must be None"),
+        ({"trained_on": "reals"}, "Did you mean 'real'"),
+        ({"distance": "hidden-square"}, "Did you mean 'hidden-squared'"),
+        ({"inner_momentum": 1.0}, r"inner_momentum must be in \[0, 1\)"),
+        ({"contrast_matches": -1}, "contrast_matches must be an integer of at least 0"),
+        ({"learner": "linear", "distance": "hidden-squared"}, "weights before its head"),
+        ({"trained_on": "real", "inner_augment": "idc"}, "have no augmentation 'idc'"),
+    ],
+)
+def test_refusals(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        started([1, 1, 1], **settings)

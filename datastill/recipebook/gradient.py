@@ -1,0 +1,55 @@
+"""Successors of gradient matching, for images."""
+
+from __future__ import annotations
+
+from datastill.recipe import Recipe
+
+RECIPES = [
+    Recipe(
+        name="dcc",
+        title="gradient matching that contrasts classes, after a quarter of the run",
+        paper="Lee et al., ICML 2022, arXiv 2202.02916",
+        published={"CIFAR-10": {1: 34.0, 10: 54.5, 50: 64.2}},
+        protocol="dsa",
+        modalities=("image",),
+        objective="gradient-matching",
+        settings={
+            "outer_loops": 10,
+            "inner_epochs": 50,
+            "inner_lr": 0.01,
+            "real_size": 256,
+            "augment": True,
+            "contrast_networks": 25,  # of the 100 that 1000 steps take
+        },
+        steps=1000,
+        optimizer="sgd",
+        lr=0.1,
+        momentum=0.5,
+    ),
+    Recipe(
+        name="idc-i",
+        title="matching gradients of hidden weights, class by class, of networks that train on real images with CutMix",
+        paper="Kim et al., ICML 2022, arXiv 2205.14959",
+        published={"MNIST": {1: 88.9, 10: 98.0, 50: 98.8}, "CIFAR-10": {1: 36.7, 10: 58.3, 50: 69.5}},
+        protocol="idc",
+        modalities=("image",),
+        objective="gradient-matching",
+        settings={
+            "trained_on": "real",
+            "outer_loops": 100,
+            "inner_epochs": 1,
+            "inner_lr": 0.01,
+            "inner_momentum": 0.9,
+            "inner_weight_decay": 5e-4,
+            "inner_batch": 64,
+            "inner_real": 50,
+            "inner_augment": "idc",
+            "real_size": 64,
+            "distance": "hidden-absolute",
+            "augment": True,
+            "groups_per_step": 1,
+        },
+        steps=4000,
+        lr=0.01,
+    ),
+]
