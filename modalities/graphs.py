@@ -28,6 +28,7 @@ from datastill.modalities.graphs_features import Integers, features_for
 from datastill.modalities.graphs_initial import INITS, central_graphs, cut, fitting
 from datastill.modalities.graphs_metrics import roc_auc
 from datastill.modalities.graphs_native import set_of_tensors, size_of, tensors_of_set, to_list
+from datastill.modalities.graphs_protocols import PUBLISHED
 from datastill.modalities.graphs_summary import GraphsSummary, RoundedGraphsSummary
 
 ADJACENCIES = ("none", "bernoulli")
@@ -58,6 +59,7 @@ class GraphsModality(ClassificationModality):
 
     kind = "graphs"
     learners = ("gcn", "profile")
+    published = PUBLISHED
     # Many molecules share their profile with another one, which leaves their Gram matrix singular without a ridge.
     ridges = (1e-3, 1e-2, 1e-1, 1.0)
 
@@ -162,7 +164,7 @@ class GraphsModality(ClassificationModality):
         return ((profile - self._centre.to(profile)) / self._spread.to(profile)).flatten(1)
 
     _PROTOCOLS: ClassVar[dict[str, Protocol]] = {
-        "gcn": Protocol(500, "adam", 1e-3, batch_size=128, schedule="drop", validate_every=25),
+        "gcn": PUBLISHED["doscond"].training,
         "profile": Protocol(500, "adam", 1e-2, batch_size=128, schedule="drop", validate_every=25),
     }
 
@@ -216,7 +218,7 @@ class GraphsModality(ClassificationModality):
             padding: of a graph that starts from one with fewer nodes: "drop" leaves it at that, "keep" (DosCond) fills it
                 up with nodes whose features and edges are zero at first.
             temperature: of "bernoulli": first and last temperature of the relaxed sample.
-            anneal: of "bernoulli": steps between the two.
+            anneal: steps between the two, and until categories are nearly one-hot.
             sparsity_weight: of "bernoulli": how much more edges than at the start are penalised.
             start: of "bernoulli": logit of an initial edge, and minus that of the other pairs.
         """
@@ -253,7 +255,9 @@ class GraphsModality(ClassificationModality):
         labels = torch.repeat_interleave(torch.arange(self.num_groups), torch.tensor(counts))
         shape = self.graphs.label_shape
         scale = self.scale if self.codec.exact else 1.0  # of logits there is no scale in the data
-        made = kind(features, sizes, labels, scale=scale, codec=self.codec, label_shape=shape, edges=edges)
+        made = kind(
+            features, sizes, labels, scale=scale, codec=self.codec, label_shape=shape, anneal=anneal, edges=edges
+        )
         return made.to(self.device, self.dtype)
 
     def _pick(self, init: str, label: int, count: int, most: int, rng: torch.Generator) -> Tensor:

@@ -29,12 +29,17 @@ class NodeFeatures(ABC):
         """What a user gets as x for synthetic vectors (n, width). Default: the vectors."""
         return vectors
 
-    def relax(self, free: Tensor) -> Tensor:
-        """Synthetic vectors (n, width) of free parameters (n, width), differentiable. Default: the parameters."""
+    def relax(self, free: Tensor, progress: float = 0.0) -> Tensor:
+        """Synthetic vectors (n, width) of free parameters (n, width), differentiable. Default: the parameters.
+
+        Args:
+            free: the parameters.
+            progress: from 0 at the start of distillation to 1, when `decode` should change little.
+        """
         return free
 
     def free(self, vectors: Tensor) -> Tensor:
-        """Parameters from which `relax` makes these vectors, or what comes near them. Default: the vectors."""
+        """Parameters of which `relax` makes these vectors, or what comes near them. Default: the vectors."""
         return vectors
 
 
@@ -57,16 +62,16 @@ class Categories(NodeFeatures):
     """Columns of integers that name categories, such as OGB's atom features: one-hot over the values that each column has.
 
     A value that the training graphs do not have becomes zeros; a synthetic vector becomes the largest entry's category.
-    Synthetic vectors are probabilities of the categories, softmax of free logits, so that this rounding changes little.
+    Synthetic vectors are softmax(free logits / t), where t falls while a summary is distilled, as it does for edges: learners
+    end on nearly the categories that they will be given.
 
     Args:
         columns: the values of each column, ascending.
     """
 
     exact = False
-    _DOUBT = (
-        0.1  # share of a real node's column that is spread over all categories at the start, so that logits are finite
-    )
+    _DOUBT = 0.1  # share of a column of a real node that all categories divide at first, so that logits are finite
+    _LAST = 0.1  # t at the end; it begins at 1
 
     def __init__(self, columns: list[Tensor]) -> None:
         self.columns = columns
@@ -92,8 +97,9 @@ class Categories(NodeFeatures):
         parts = self._split(vectors)
         return torch.stack([known[part.argmax(1)] for known, part in zip(self.columns, parts)], 1)
 
-    def relax(self, free: Tensor) -> Tensor:
-        return torch.cat([part.softmax(1) for part in self._split(free)], 1)
+    def relax(self, free: Tensor, progress: float = 0.0) -> Tensor:
+        sharper = free / self._LAST**progress
+        return torch.cat([part.softmax(1) for part in self._split(sharper)], 1)
 
     def free(self, vectors: Tensor) -> Tensor:
         doubt = self._DOUBT

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from datastill.backbones.graph_batch import Graphs, owners_of
 from datastill.backbones.nodes import normalised_dense
+from datastill.errors import check_count
 from datastill.modalities.base import Batch, Summary
 from datastill.modalities.graph_adjacency import BernoulliEdges
 from datastill.modalities.graphs_data import GraphSet
@@ -27,12 +28,14 @@ class GraphsSummary(Summary):
             the same for every dataset.
         codec: makes features of free parameters, and gives the exported form of features.
         label_shape: of an exported y.
+        anneal: steps until what becomes discrete in the export nearly is.
         edges: of the structure, or None for none.
     """
 
     labels: Tensor
     present: Tensor
     sizes: Tensor
+    steps: Tensor
 
     def __init__(
         self,
@@ -43,13 +46,16 @@ class GraphsSummary(Summary):
         scale: float,
         codec: NodeFeatures,
         label_shape: tuple[int, ...],
+        anneal: int = 200,
         edges: BernoulliEdges | None = None,
     ) -> None:
         super().__init__()
         self.scale, self.codec, self.label_shape, self.edges = scale, codec, label_shape, edges
+        self.anneal = check_count("anneal", anneal)
         present = torch.arange(features.shape[1]) < sizes[:, None]
         self.features = nn.Parameter(codec.free(features.detach()[present]) / scale)
-        for name, value in (("labels", labels), ("sizes", sizes), ("present", present)):
+        steps = torch.zeros((), dtype=torch.int64)
+        for name, value in (("labels", labels), ("sizes", sizes), ("present", present), ("steps", steps)):
             self.register_buffer(name, value.clone())
 
     def forward(self, rng: torch.Generator | None = None) -> Batch:
@@ -67,7 +73,7 @@ class GraphsSummary(Summary):
         return Batch(Graphs(filled.flatten(0, 1), owner, count, adjacency, present), self.labels, self.labels)
 
     def _vectors(self) -> Tensor:
-        return self.codec.relax(self.features * self.scale)
+        return self.codec.relax(self.features * self.scale, min(1.0, int(self.steps) / self.anneal))
 
     def _within(self, weights: Tensor) -> Tensor:
         """Edges (b, N, N) without those of absent nodes."""
@@ -85,7 +91,8 @@ class GraphsSummary(Summary):
         return to_list(GraphSet(x, edge_index, self.sizes.cpu(), self.labels.cpu(), self.label_shape))
 
     def project_(self) -> None:
-        """Tells the edges that a step is done; the parameters are free."""
+        """Notes that a step is done; the parameters are free."""
+        self.steps += 1
         if self.edges is not None:
             self.edges.stepped()
 
