@@ -127,6 +127,23 @@ def test_metric_of_an_ogb_dataset_is_its_own() -> None:
     assert small().metric == "accuracy"
 
 
+def test_published_protocol_is_five_hundred_steps_that_slow_down() -> None:
+    modality = small()
+    rules = modality.published_protocol("doscond")
+    assert (rules.learner, rules.training.steps, rules.training.lr, rules.training.schedule) == (
+        "gcn",
+        500,
+        1e-3,
+        "drop",
+    )
+    found = evaluate(
+        modality.pick(torch.tensor([0, 20])), modality, protocol="doscond", seeds=1, baselines=False, progress=False
+    )
+    assert found.rows[0].protocol == "doscond"
+    with pytest.raises(InputError, match="doscond"):
+        evaluate(modality.pick(torch.tensor([0, 20])), modality, protocol="doscon", seeds=1, progress=False)
+
+
 # --- features -----------------------------------------------------------------------------------------------------------
 
 
@@ -140,6 +157,38 @@ def test_categories_come_back(rows: list[tuple[int, int]]) -> None:
     assert torch.equal(encoded.sum(1), torch.full((len(rows),), 2.0))
     assert torch.equal(codec.decode(encoded), x)
     assert torch.equal(codec.decode(0.3 * encoded - 0.1), x)
+
+
+@given(st.lists(st.tuples(st.integers(-3, 9), st.integers(0, 2)), min_size=1, max_size=20), st.floats(0, 1))
+@settings(max_examples=30, deadline=None)
+def test_free_logits_of_categories_are_softmax_and_sharpen(rows: list[tuple[int, int]], progress: float) -> None:
+    x = torch.tensor(rows)
+    codec = Categories.of(x)
+    encoded = codec.encode(x, torch.empty(0)).double()
+    logits = codec.free(encoded)
+    start, now = codec.relax(logits), codec.relax(logits, progress)
+    widths = [len(known) for known in codec.columns]
+    for part, mine in zip(start.split(widths, 1), encoded.split(widths, 1)):
+        torch.testing.assert_close(part, 0.9 * mine + 0.1 / mine.shape[1])  # a softmax of log p is p
+    for part, mine in zip(now.split(widths, 1), logits.split(widths, 1)):
+        torch.testing.assert_close(part, (mine * 10**progress).softmax(1))
+    assert torch.equal(codec.decode(now), x)
+    torch.testing.assert_close(codec.relax(logits, 1.0), encoded, atol=1e-8, rtol=0)
+
+
+def test_categories_are_nearly_those_of_the_export_after_annealing() -> None:
+    modality = small("categories")
+    summary = modality.summary([2, 2], rng=generator(0), adjacency="none", anneal=3)
+    net = modality.learner("gcn", rng=generator(0))
+    exported = net(modality.read(summary.export()).inputs)
+    gaps = []
+    for _ in range(5):
+        gaps.append(float((net(summary().inputs) - exported).detach().abs().max()))
+        summary.project_()
+    assert gaps[0] > 1e-3
+    assert gaps == sorted(gaps, reverse=True)
+    assert gaps[3] == gaps[4] < 1e-6
+    assert torch.equal(summary.state_dict()["steps"], torch.tensor(5))
 
 
 def test_unknown_categories_are_zeros() -> None:
