@@ -60,9 +60,9 @@ class GraphSummary(Summary):
     def export(self) -> Any:
         """A PyG `Data`: x in the input's scale, edge_index, y, train_mask (all True), edge_weight if edges have weights.
 
-        Where no edges are learned each node has a loop: it hears itself, so that layers which weigh a node and its
-        neighbours apart (SAGEConv, TransformerConv) learn both. y is int64 (n,), or (n, classes) floating with learned
-        labels, which PyTorch's cross-entropy takes too.
+        A node that no edge reaches has a loop: it hears itself, so that layers which weigh a node and its neighbours apart
+        (SAGEConv, TransformerConv) learn both. Without learned edges these are all nodes. y is int64 (n,), or (n, classes)
+        floating with learned labels, which PyTorch's cross-entropy takes too.
         """
         data = load_extra("torch_geometric.data", "graphs").Data(
             x=(self.features * self.scale).cpu(),
@@ -72,6 +72,8 @@ class GraphSummary(Summary):
         )
         if self.edges is not None:
             weights = self.edges.discrete(self.features).cpu()
+            alone = (weights == 0).all(1).nonzero().squeeze(1)
+            weights[alone, alone] = 1.0
             target, source = weights.nonzero(as_tuple=True)
             data.edge_index = torch.stack([source, target])
             if not isinstance(self.edges, BernoulliEdges):

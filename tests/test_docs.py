@@ -13,9 +13,11 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 
-@pytest.mark.parametrize("page", ["docs/add-an-objective.md", "docs/add-a-modality.md", "docs/interactions.md"])
+@pytest.mark.parametrize(
+    "page", ["docs/add-an-objective.md", "docs/add-a-modality.md", "docs/interactions.md", "docs/graphs.md"]
+)
 def test_page(page: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for package in ("sklearn", "pyarrow", "duckdb"):
+    for package in ("sklearn", "pyarrow", "duckdb", "torch_geometric.nn"):
         pytest.importorskip(package)
     monkeypatch.chdir(tmp_path)  # for the files that a page writes
     text = (ROOT / page).read_text(encoding="utf-8")

@@ -192,6 +192,16 @@ def test_exported_edges_give_the_operator_of_the_summary() -> None:
     assert float(strict.edge_weight.min()) > typical
 
 
+def test_nodes_that_no_edge_reaches_have_a_loop() -> None:
+    summary = GraphModality(small_graph()).summary([3, 3, 3], rng=generator(0), adjacency="bernoulli")
+    logits = summary.get_parameter("edges.logits")
+    with torch.no_grad():
+        logits.fill_(-1.0)
+        logits[0] = 1.0  # the pair of nodes 0 and 1
+    edges = sorted(zip(*summary.export().edge_index.tolist()))
+    assert edges == sorted([(0, 1), (1, 0), *((node, node) for node in range(2, 9))])
+
+
 def test_inductive_parts_do_not_see_each_other() -> None:
     data = small_graph()
     changed = data.clone()
