@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
+import scipy.sparse as sp
 import torch
 from torch import Tensor
+
+from datastill.backbones.hop_store import HopStore
+
+_NUMBERS = 2**26  # in a stretch of columns that is propagated by itself, of at least _NARROWEST columns
+_NARROWEST = 8
 
 
 @dataclass(frozen=True)
@@ -17,8 +23,8 @@ class Csr:
     """A sparse matrix by compressed rows, kept as ordinary tensors, so that it moves as any nest of tensors does.
 
     Attributes:
-        starts: (rows + 1,) int64, where each row begins in `columns` and `values`.
-        columns: (entries,) int64.
+        starts: (rows + 1,), where each row begins in `columns` and `values`; int32 if that holds all numbers, or int64.
+        columns: (entries,), of the same type.
         values: (entries,) floating.
         width: number of columns.
     """
@@ -30,11 +36,11 @@ class Csr:
 
     @staticmethod
     def from_entries(row: Tensor, column: Tensor, values: Tensor, shape: tuple[int, int]) -> Csr:
-        """From entries in any order; those at the same place are added."""
-        place, where = torch.unique(row * shape[1] + column, return_inverse=True)
-        summed = torch.zeros(len(place), dtype=values.dtype, device=values.device).index_add_(0, where, values)
-        counts = torch.bincount(place // shape[1], minlength=shape[0])
-        return Csr(_starts(counts), place % shape[1], summed, shape[1])
+        """From entries in any order; those at the same place are added. Columns ascend within a row. O(entries + rows)."""
+        entries = values.detach().cpu().numpy(), (row.cpu().numpy(), column.cpu().numpy())
+        matrix = sp.coo_matrix(entries, shape=shape).tocsr()  # it chooses int32 where that is enough
+        starts, columns, summed = (torch.from_numpy(part) for part in (matrix.indptr, matrix.indices, matrix.data))
+        return Csr(starts.to(row.device), columns.to(row.device), summed.to(row.device), shape[1])
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -43,29 +49,38 @@ class Csr:
 
     def owners(self) -> Tensor:
         """(entries,) the row of each entry."""
-        rows = torch.arange(self.shape[0], device=self.starts.device)
+        rows = torch.arange(self.shape[0], dtype=self.starts.dtype, device=self.starts.device)
         return torch.repeat_interleave(rows, self.starts.diff(), output_size=len(self.columns))
 
     def rows(self, index: Tensor) -> Csr:
         """The rows at `index`, in that order."""
         counts = self.starts.diff()[index]
-        starts = _starts(counts)
+        starts = self._starts(counts)
         total = int(starts[-1])
         shift = torch.repeat_interleave(self.starts[index] - starts[:-1], counts, output_size=total)
-        entries = shift + torch.arange(total, device=shift.device)
+        entries = shift + torch.arange(total, dtype=shift.dtype, device=shift.device)
         return Csr(starts, self.columns[entries], self.values[entries], self.width)
+
+    def block(self, first: int, last: int) -> Csr:
+        """The rows from `first` up to `last`, without a copy of their entries."""
+        begin, end = int(self.starts[first]), int(self.starts[last])
+        starts = self.starts[first : last + 1] - begin
+        return Csr(starts, self.columns[begin:end], self.values[begin:end], self.width)
 
     def compact(self) -> tuple[Csr, Tensor]:
         """The same matrix without its empty columns, and the ids of the columns that are left."""
         used, columns = torch.unique(self.columns, return_inverse=True)
-        return replace(self, columns=columns, width=len(used)), used
+        return replace(self, columns=columns.to(self.columns.dtype), width=len(used)), used.long()
 
     @cached_property
     def transposed(self) -> Csr:
         """The transpose, made once: every backward pass through a product needs it."""
         order = torch.argsort(self.columns, stable=True)
         counts = torch.bincount(self.columns, minlength=self.width)
-        return Csr(_starts(counts), self.owners()[order], self.values[order], self.shape[0])
+        return Csr(self._starts(counts), self.owners()[order], self.values[order], self.shape[0])
+
+    def _starts(self, counts: Tensor) -> Tensor:
+        return torch.cat([counts.new_zeros(1), counts.cumsum(0)]).to(self.starts.dtype)
 
     def dense(self) -> Tensor:
         """The same matrix (rows, width), dense."""
@@ -76,10 +91,6 @@ class Csr:
         """Product with a dense matrix (width, k), differentiable to any order in `other`, not in the values."""
         product: Tensor = _CsrTimesDense.apply(other, self)
         return product
-
-
-def _starts(counts: Tensor) -> Tensor:
-    return torch.cat([counts.new_zeros(1), counts.cumsum(0)])
 
 
 class _CsrTimesDense(torch.autograd.Function):
@@ -104,20 +115,52 @@ class _CsrTimesDense(torch.autograd.Function):
 
 
 class Hops:
-    """A^k X of a constant graph, each computed once, on first use.
+    """A^k X of a constant graph, each that is asked for computed once, on first use.
 
     It is shared by all `Nodes` of the graph and is not part of the nest of tensors: `Nodes` drops it when its tensors
     are replaced or moved.
+
+    Args:
+        features: X, (n, d).
+        adjacency: A.
+        store: keeps A^k X in files instead of in memory; for a sparse A on the CPU.
     """
 
-    def __init__(self, features: Tensor, adjacency: Tensor | Csr) -> None:
+    def __init__(self, features: Tensor, adjacency: Tensor | Csr, store: HopStore | None = None) -> None:
         self.adjacency = adjacency
-        self._known = [features.detach()]
+        self.store = store if isinstance(adjacency, Csr) and features.device.type == "cpu" else None
+        self._known = {0: features.detach()}
 
     def __call__(self, hops: int) -> Tensor:
-        while len(self._known) <= hops:
-            self._known.append(self.adjacency @ self._known[-1])
+        if hops not in self._known:
+            self._known[hops] = self.once(hops)
         return self._known[hops]
+
+    def once(self, hops: int) -> Tensor:
+        """The same for whoever needs it a single time: it is not kept in memory."""
+        nearest = max(known for known in self._known if known <= hops)
+        values = self._known[nearest]
+        for reached in range(nearest + 1, hops + 1):
+            if self.store is None:
+                values = self.adjacency @ values
+            else:
+                assert isinstance(self.adjacency, Csr)
+                values = self.store.product(self.adjacency, values, reached)
+        return values
+
+    def at(self, rows: Tensor, wanted: Sequence[int]) -> dict[int, Tensor]:
+        """A^k X at a few rows for several k, in memory for a stretch of columns of X at a time; nothing is kept."""
+        features = self._known[0]
+        width = max(_NARROWEST, _NUMBERS // max(1, len(features)))
+        found: dict[int, list[Tensor]] = {hops: [] for hops in wanted}
+        for columns in features.split(width, dim=1):
+            values, reached = columns.contiguous(), 0
+            for hops in sorted(found):
+                for _ in range(reached, hops):
+                    values = self.adjacency @ values
+                reached = hops
+                found[hops].append(values[rows])
+        return {hops: torch.cat(parts, 1) for hops, parts in found.items()}
 
     def holds(self, features: Tensor, adjacency: Tensor | Csr | None) -> bool:
         """Whether this is the propagation of these very tensors."""
@@ -174,10 +217,12 @@ class Nodes:
             object.__setattr__(self, "hops", None)
 
     @staticmethod
-    def constant(features: Tensor, adjacency: Tensor | Csr | None, links: Links | None = None) -> Nodes:
-        """All nodes of a graph that will not change, with a cache of its propagated features."""
+    def constant(
+        features: Tensor, adjacency: Tensor | Csr | None, links: Links | None = None, store: HopStore | None = None
+    ) -> Nodes:
+        """All nodes of a graph that will not change, with a cache of its propagated features, in files with a `store`."""
         rows = torch.arange(len(features), device=features.device)
-        return Nodes(features, adjacency, rows, None if adjacency is None else Hops(features, adjacency), links)
+        return Nodes(features, adjacency, rows, None if adjacency is None else Hops(features, adjacency, store), links)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -200,7 +245,8 @@ class Nodes:
         if self.adjacency is None:
             return Links(torch.arange(len(self.features), device=self.rows.device).expand(2, -1))
         if isinstance(self.adjacency, Csr):
-            target, source, values = self.adjacency.owners(), self.adjacency.columns, self.adjacency.values
+            target, source = self.adjacency.owners().long(), self.adjacency.columns.long()
+            values = self.adjacency.values
         else:
             target, source = self.adjacency.detach().nonzero(as_tuple=True)
             values = self.adjacency[target, source]
@@ -257,11 +303,13 @@ def normalised(edge_index: Tensor, weights: Tensor | None, count: int, dtype: to
         count: nodes.
         dtype: of the result.
     """
+    if count < 2**31:
+        edge_index = edge_index.int()
     source, target = edge_index
     weights = torch.ones(len(source), dtype=dtype, device=source.device) if weights is None else weights.to(dtype)
     looped = torch.zeros(count, dtype=torch.bool, device=source.device)
     looped[source[source == target]] = True
-    bare = (~looped).nonzero().squeeze(1)
+    bare = (~looped).nonzero().squeeze(1).to(source.dtype)
     graph = Csr.from_entries(
         torch.cat([target, bare]),
         torch.cat([source, bare]),
@@ -271,7 +319,7 @@ def normalised(edge_index: Tensor, weights: Tensor | None, count: int, dtype: to
     owners = graph.owners()
     degree = torch.zeros(count, dtype=dtype, device=source.device).index_add_(0, owners, graph.values)
     scale = torch.where(degree > 0, degree, torch.inf).rsqrt()
-    return replace(graph, values=scale[owners] * graph.values * scale[graph.columns])
+    return replace(graph, values=scale[owners].mul_(graph.values).mul_(scale[graph.columns]))
 
 
 def normalised_dense(weights: Tensor) -> Tensor:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Sequence
+from functools import cached_property
+from pathlib import Path
 from typing import Any, Literal, Self
 
 import torch
@@ -15,7 +17,8 @@ from torch import Tensor
 from datastill.backbones.base import Learner
 from datastill.backbones.graph import GCN, SGC, NodeMLP
 from datastill.backbones.graph_layers import LAYERED, LayeredGNN
-from datastill.backbones.nodes import Csr, Hops, Links, Nodes, normalised
+from datastill.backbones.hop_store import HopStore
+from datastill.backbones.nodes import Hops, Links, Nodes, normalised
 from datastill.backbones.training import Protocol
 from datastill.errors import InputError, check_count, require, unknown_name
 from datastill.modalities.base import Batch, Size, Split, Summary
@@ -34,6 +37,7 @@ _CHUNK = 16384  # held-out nodes scored at a time
 _EDGE_LOGIT = (
     4.0  # of edges that a learned Bernoulli structure starts with; of others minus that, so that few are drawn
 )
+_KEPT = 2**24  # numbers in the features of held-out nodes whose batches are kept
 _SPARSE_START = 0.05  # share of random edges in a learned Bernoulli structure that does not start from real nodes
 
 
@@ -50,6 +54,8 @@ class GraphModality(ClassificationModality):
             "teach": they join the target dataset, with the classes that a kernel machine gives them which learns from the
             training labels (see `graph_teacher.teach`). Labels of validation and test nodes are not used for it, save
             that the machine's receptive field and ridge are chosen by validation. Transductive only.
+        cache: folder for the propagated features of the graph, which are then mapped from files instead of kept in memory. A
+            later run on the same graph finds them there. For graphs whose features fill memory; on a GPU they stay there.
         hops: K >= 0 of the propagation A^K X that kernels, the SGC and two of the initialisations use.
         hidden: units of the GCN and the MLP.
         dropout: of the GCN and the MLP in training.
@@ -70,6 +76,7 @@ class GraphModality(ClassificationModality):
         split: SplitChoice = 0,
         setting: Literal["transductive", "inductive"] = "transductive",
         unlabelled: Literal["ignore", "teach"] = "ignore",
+        cache: str | Path | None = None,
         hops: int = 2,
         hidden: int = 256,
         dropout: float = 0.5,
@@ -94,29 +101,35 @@ class GraphModality(ClassificationModality):
             not self.graph.structural or setting == "transductive",
             "setting='inductive' needs data.x: structural features are made of the whole graph, which training must not see.",
         )
+        self.cache = None if cache is None else Path(cache)
         self._parts = dict.fromkeys(self.graph.parts, self.graph)
         if setting == "inductive":
             self._parts = {part: self.graph.induced(nodes) for part, nodes in self.graph.parts.items()}
         train = self._parts["train"]
         self._views: dict[str, Nodes] = {}
+        self._held: dict[str, list[Batch]] = {}
         self._last: tuple[Tensor, Hops, Tensor] | None = None
+        self._seed = seed
         view, nodes = self._view("train"), train.parts["train"]
         self._labelled = _by_class(nodes, train.labels, train.num_classes)
-        self._members, self._classes = self._labelled, train.labels
-        if unlabelled == "teach":
-            rng = generator(seed, "graph teacher")
-            adjacency = view.adjacency if isinstance(view.adjacency, Csr) else None
-            validation = train.parts["validation"]
-            self._classes = teach(view.features, adjacency, train.labels, nodes, validation, rng)
-            self._members = _by_class(torch.arange(len(self._classes)), self._classes, train.num_classes)
         self.scale = float(view.at(nodes).propagated(self.hops).square().mean().sqrt()) or 1.0
+
+    @cached_property
+    def _target(self) -> tuple[Tensor, list[Tensor]]:
+        """The class of every node, as far as it is known, and the nodes of each class in the target dataset."""
+        train = self._parts["train"]
+        if self.unlabelled == "ignore":
+            return train.labels, self._labelled
+        rng = generator(self._seed, "graph teacher")
+        classes = teach(self._view("train"), train.labels, train.parts["train"], train.parts["validation"], rng)
+        return classes, _by_class(torch.arange(len(classes)), classes, train.num_classes)
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Self:
         """Hand out batches and learners on `device` and in `dtype` from now on. Returns self."""
         before = self.device, self.dtype
         super().to(device, dtype)
         if (self.device, self.dtype) != before:
-            self._views, self._last = {}, None
+            self._views, self._held, self._last = {}, {}, None
         return self
 
     # --- the target dataset -------------------------------------------------------------------------------------------
@@ -124,7 +137,12 @@ class GraphModality(ClassificationModality):
     @property
     def group_sizes(self) -> list[int]:
         """Nodes of each class that `real` gives: the training nodes and, with "teach", all others too."""
-        return [len(members) for members in self._members]
+        return [len(members) for members in self._target[1]]
+
+    @property
+    def num_groups(self) -> int:
+        """Classes."""
+        return self.graph.num_classes
 
     @property
     def num_nodes(self) -> int:
@@ -137,10 +155,13 @@ class GraphModality(ClassificationModality):
             part = "train"
         if part not in self._views:
             graph = self._parts[part]
-            self._views[part] = self._constant(graph.features, graph.edge_index, graph.edge_weight)
+            store = None if self.cache is None else HopStore(self.cache, f"{graph.fingerprint()[:16]}-{self.dtype}")
+            self._views[part] = self._constant(graph.features, graph.edge_index, graph.edge_weight, store)
         return self._views[part]
 
-    def _constant(self, features: Tensor, edge_index: Tensor, edge_weight: Tensor | None) -> Nodes:
+    def _constant(
+        self, features: Tensor, edge_index: Tensor, edge_weight: Tensor | None, store: HopStore | None = None
+    ) -> Nodes:
         """All nodes of a graph, on `device`. Loops alone are no structure: A is I then."""
         adjacency = links = None
         if bool((edge_index[0] != edge_index[1]).any()):
@@ -148,7 +169,7 @@ class GraphModality(ClassificationModality):
             links = Links(edge_index, edge_weight)
         rows = torch.empty(0, dtype=torch.int64)
         moved = Batch(Nodes(features, adjacency, rows, links=links), None, rows).to(self.device, self.dtype).inputs
-        return Nodes.constant(moved.features, moved.adjacency, moved.links)
+        return Nodes.constant(moved.features, moved.adjacency, moved.links, store)
 
     def _batch(self, part: str, nodes: Tensor, classes: Tensor) -> Batch:
         labels = classes[nodes].to(self.device)
@@ -157,20 +178,26 @@ class GraphModality(ClassificationModality):
     def draw(self, size: int | None, groups: Sequence[int], rng: torch.Generator | None) -> Batch:
         """Nodes of the target dataset, with the whole graph behind them."""
         chosen = []
+        classes, by_class = self._target
         for group in groups:
-            members = self._members[group]
+            members = by_class[group]
             if size is not None and size < len(members):
                 members = members[torch.randperm(len(members), generator=rng)[:size]]
             chosen.append(members)
-        return self._batch("train", torch.cat(chosen), self._classes)
+        return self._batch("train", torch.cat(chosen), classes)
 
     def held_out(self, split: Split) -> Iterable[Batch]:
         """Nodes of a held-out part, 16384 at a time."""
         nodes = self._parts[split].parts[split]
         if len(nodes) == 0:
             raise InputError(f"This graph has no {split} nodes: give data a mask or split that has some.")
-        for chunk in nodes.split(_CHUNK):
-            yield self._batch(split, chunk, self._parts[split].labels)
+        batches = (self._batch(split, chunk, self._parts[split].labels) for chunk in nodes.split(_CHUNK))
+        if len(nodes) * self.graph.features.shape[1] > _KEPT:
+            yield from batches
+            return
+        if split not in self._held:  # a training scores them dozens of times, and they remember what they receive
+            self._held[split] = list(batches)
+        yield from self._held[split]
 
     def fingerprint(self) -> str:
         """A sha256 hex digest of the features, edges, labels and parts."""
@@ -195,7 +222,7 @@ class GraphModality(ClassificationModality):
             return inputs.propagated(self.hops) / self.scale
         # An objective that takes all real nodes hands over the same ones at every step; copying them would dominate it.
         if self._last is None or self._last[0] is not inputs.rows or self._last[1] is not inputs.hops:
-            self._last = inputs.rows, inputs.hops, inputs.propagated(self.hops) / self.scale
+            self._last = inputs.rows, inputs.hops, inputs.hops(self.hops)[inputs.rows].div_(self.scale)
         return self._last[2]
 
     _NETWORK = Protocol(300, "adam", 0.01, weight_decay=5e-4, batch_size=None, schedule="drop", validate_every=10)
@@ -266,7 +293,7 @@ class GraphModality(ClassificationModality):
         for label, count in enumerate(counts):
             check_count(f"counts[{label}]", count)
         if isinstance(init, str):
-            chosen = torch.cat([pick_nodes(members, count, rng) for members, count in zip(self._members, counts)])
+            chosen = torch.cat([pick_nodes(members, count, rng) for members, count in zip(self._target[1], counts)])
         else:
             chosen = torch.cat(self._labelled)[self.check_chosen(init, counts)]
             init = "propagated" if adjacency == "none" else "real"
@@ -289,8 +316,11 @@ class GraphModality(ClassificationModality):
         if init == "noise":
             return torch.randn(len(chosen), view.features.shape[1], generator=rng) * self.scale
         if init == "kmeans":
-            points = [view.at(members.to(self.device)).propagated(self.hops).cpu() for members in self._members]
-            return torch.cat([class_centres(mine, count, rng) for mine, count in zip(points, counts)])
+            centres = []
+            for members, count in zip(self._target[1], counts):
+                points = view.at(members.to(self.device)).propagated(self.hops).cpu()
+                centres.append(class_centres(points, count, rng))
+            return torch.cat(centres)
         return view.at(chosen.to(self.device)).propagated(0 if init == "real" else self.hops).cpu()
 
     def _initial_edges(self, init: str, chosen: Tensor, rng: torch.Generator) -> Tensor:
@@ -365,4 +395,5 @@ class GraphModality(ClassificationModality):
 
 
 def _by_class(nodes: Tensor, labels: Tensor, classes: int) -> list[Tensor]:
-    return [nodes[labels[nodes] == label] for label in range(classes)]
+    own = labels[nodes]
+    return list(nodes[own.argsort(stable=True)].split(own.bincount(minlength=classes).tolist()))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -51,14 +52,14 @@ class GraphData:
         """The graph of `nodes` alone, renumbered, with the edges among them."""
         position = torch.full((len(self.features),), -1)
         position[nodes] = torch.arange(len(nodes))
-        moved = position[self.edge_index]
-        kept = (moved >= 0).all(0)
+        inside = position >= 0
+        kept = inside[self.edge_index[0]] & inside[self.edge_index[1]]
         parts = {name: position[ids][position[ids] >= 0] for name, ids in self.parts.items()}
         weight = None if self.edge_weight is None else self.edge_weight[kept]
         return replace(
             self,
             features=self.features[nodes],
-            edge_index=moved[:, kept],
+            edge_index=position[self.edge_index[:, kept]],
             edge_weight=weight,
             labels=self.labels[nodes],
             parts=parts,
@@ -73,7 +74,7 @@ class GraphData:
         for name in sorted(tensors):
             array = tensors[name].contiguous().numpy()
             digest.update(f"{name} {array.dtype} {array.shape} ".encode())
-            digest.update(array.tobytes())
+            digest.update(array.data)
         return digest.hexdigest()
 
 
@@ -147,10 +148,11 @@ def _features(features: Any) -> Tensor:
     )
     require(not features.is_complex(), f"data.x must hold real numbers, got {features.dtype}.")
     features = features.detach().to("cpu", torch.float32)
-    if not bool(torch.isfinite(features).all()):
+    low, high = (float(end) for end in features.aminmax())  # NaN where any is
+    if not (math.isfinite(low) and math.isfinite(high)):
         node = int((~torch.isfinite(features)).any(1).nonzero()[0])
         raise InputError(f"data.x must be finite, but node {node} has a NaN or infinite feature; replace it first.")
-    largest = float(features.abs().max())
+    largest = max(-low, high)
     require(
         largest == 0 or 1 / _LARGEST <= largest <= _LARGEST,
         f"data.x must have a largest absolute value between {1 / _LARGEST:g} and {_LARGEST:g}, whose square float32 "
@@ -295,8 +297,9 @@ def _stratified(pool: Tensor, labels: Tensor, shares: dict[str, float], seed: in
     """Random parts of each class of the pool: each of `shares` gets its own, "train" the rest, at least one node."""
     rng = generator(seed, "graph split")
     parts: dict[str, list[Tensor]] = {name: [] for name in ("train", *shares)}
-    for label in labels[pool].unique():
-        nodes = (pool & (labels == label)).nonzero().squeeze(1)
+    members = pool.nonzero().squeeze(1)
+    members = members[labels[members].argsort(stable=True)]
+    for nodes in members.split(labels[members].unique_consecutive(return_counts=True)[1].tolist()):
         nodes = nodes[torch.randperm(len(nodes), generator=rng)]
         total = len(nodes)
         for name, share in shares.items():

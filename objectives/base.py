@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from datastill import processes
-from datastill.modalities.base import Modality, Summary
+from datastill.modalities.base import Batch, Modality, Summary
 
 
 class Objective(ABC):
@@ -73,11 +73,18 @@ class Objective(ABC):
 
 
 class RealBatches:
-    """Real batches of fixed size, or all points drawn just once when the size is None."""
+    """Real batches of fixed size, or all points drawn just once when the size is None.
 
-    def __init__(self, draw: Callable[..., Any], size: int | None) -> None:
+    Args:
+        draw: `Modality.real`.
+        size: points of each group.
+        limit: with a size of None, most points of a batch: of more points, each batch is another stratified sample.
+    """
+
+    def __init__(self, draw: Callable[..., Any], size: int | None, limit: int | None = None) -> None:
         self.draw = draw
         self.size = size
+        self.limit = limit
         self._all: Any = None
         self._share: Any = None
 
@@ -86,7 +93,7 @@ class RealBatches:
             return self.draw(self.size, rng=rng)
         if self._all is None:
             self._all = self.draw()
-        return self._all
+        return sample(self._all, self.limit, rng)
 
     def share(self, rng: torch.Generator, groups: Sequence[int] | None = None) -> Any:
         """This process's share of the batch that a call would give; all of it, if there is one process.
@@ -100,12 +107,30 @@ class RealBatches:
             return batch if processes.size() == 1 else _shared(batch)
         if processes.size() == 1:
             return self(rng)
-        if self.size is None:
-            if self._share is None:
-                self._share = _shared(self.draw())
+        if self._share is not None:
             return self._share
-        return _shared(self.draw(self.size, rng=rng))
+        batch = self(rng)
+        if batch is not self._all:
+            return _shared(batch)
+        self._share, self._all = _shared(batch), None
+        return self._share
 
 
 def _shared(batch: Any) -> Any:
     return batch.take(processes.share(len(batch)).to(batch.groups.device))
+
+
+def sample(batch: Batch, limit: int | None, rng: torch.Generator) -> Batch:
+    """A stratified sample of `limit` points of a batch, or the batch itself if it has no more.
+
+    The points, in order of groups, are cut into `limit` equal stretches, and one of each is drawn: every group has its share
+    (to within one point), and every point the same probability.
+    """
+    if limit is None or len(batch) <= limit:
+        return batch
+    jitter = torch.rand(limit, generator=rng, dtype=torch.float64)
+    places = ((torch.arange(limit) + jitter) * (len(batch) / limit)).long().clamp_(max=len(batch) - 1)
+    groups = batch.groups
+    places = places.to(groups.device)
+    in_order = bool((groups[1:] >= groups[:-1]).all())
+    return batch.take(places if in_order else groups.argsort(stable=True)[places])

@@ -17,7 +17,7 @@ from datastill.backbones.base import FeatureKernel, Kernel
 from datastill.backbones.ridge import ridge_solve
 from datastill.errors import check_count, require, unknown_name
 from datastill.modalities.base import Modality, Summary
-from datastill.objectives.base import Objective, RealBatches
+from datastill.objectives.base import Objective, RealBatches, sample
 from datastill.processes import portion
 from datastill.rng import fork
 
@@ -35,7 +35,10 @@ class KernelRidge(Objective):
         anneal: steps from the first ridge to the last.
         retune: steps between choices of the ridge on the validation split, from the modality's `ridges`, the first before the
             first step, as in Distill-CF; None keeps to `ridge`. Not for "features".
-        real_size: real points a group at each step; None takes all of them.
+        real_size: real points a group at each step; None takes all of them, as far as `real_limit` goes.
+        real_limit: most real points of a step where real_size is None: of more, each step draws a stratified sample.
+        synthetic_limit: most synthetic points of a step: of more, each step trains on a stratified sample of them, KIP's support
+            batches, because its cost is cubic in them. None sets no limit, here and above.
         augment: whether real and synthetic points get the same random augmentation.
         learner: which learner, for "features"; None takes the modality's default.
         learners: how many random learners share their features, for "features".
@@ -47,6 +50,8 @@ class KernelRidge(Objective):
     anneal: int = 100
     retune: int | None = None
     real_size: int | None = 500
+    real_limit: int | None = 8192
+    synthetic_limit: int | None = 2048
     augment: bool = False
     learner: str | None = None
     learners: int = 4
@@ -64,7 +69,7 @@ class KernelRidge(Objective):
                 len(self.ridge) == 2 and min(self.ridge) > 0,
                 f"ridge must be a number of at least 0, or two above 0, the first and the last, got {self.ridge!r}.",
             )
-        for name in ("real_size", "retune"):
+        for name in ("real_size", "real_limit", "synthetic_limit", "retune"):
             if getattr(self, name) is not None:
                 check_count(name, getattr(self, name))
         require(
@@ -78,7 +83,7 @@ class KernelRidge(Objective):
         super().start(modality, summary, seed=seed, workdir=workdir)
         if self.retune is not None:
             modality.check_split("validation")
-        self._real = RealBatches(modality.real, self.real_size)
+        self._real = RealBatches(modality.real, self.real_size, self.real_limit)
         self._step = 0
         self._tuned: float | None = None
 
@@ -97,7 +102,7 @@ class KernelRidge(Objective):
         if self.retune is not None and self._step % self.retune == 0:
             with torch.no_grad():
                 self._tuned = self.modality.choose_ridge(self.summary().detach(), kernel)
-        real, synthetic = self._real.share(rng), self.summary(rng)
+        real, synthetic = self._real.share(rng), sample(self.summary(rng), self.synthetic_limit, rng)
         if self.augment:
             seed = fork(rng) % 2**31
             real, synthetic = self.modality.augment(real, seed), self.modality.augment(synthetic, seed)
