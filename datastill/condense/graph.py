@@ -15,6 +15,10 @@ from datastill.modalities.graph import ADJACENCIES, GraphModality
 from datastill.modalities.graph_data import SplitChoice
 from datastill.recipe import Recipe
 
+_IN_MEMORY = (
+    2**28
+)  # float32 numbers in the features of a graph, 1 GiB, of which a run folder keeps the propagated ones in files
+
 
 @condenser
 def condense_graph(
@@ -28,6 +32,7 @@ def condense_graph(
     split: SplitChoice = 0,
     setting: Literal["transductive", "inductive"] = "transductive",
     unlabelled: Literal["ignore", "teach"] | None = None,
+    cache: str | Path | None = None,
     seed: int = 0,
     steps: int | None = None,
     out: str | Path | None = None,
@@ -55,6 +60,9 @@ def condense_graph(
             machine gives them which learned from the training labels; "ignore" leaves them their features only. None is
             the recipe's choice in the transductive setting, which is "teach" for the default and "ignore" for published
             methods, and "ignore" in the inductive one, where training sees no such nodes.
+        cache: folder for the propagated features of a large graph, as many numbers as `x` has, which are then mapped from files
+            instead of kept in memory. None is memory; with `out` and features of more than 1 GiB it is the folder "propagated"
+            in `out`, which may be deleted after the run.
         seed: of everything random.
         steps: outer steps, in place of the recipe's.
         out: run folder for the artifact, the metrics and checkpoints from which a killed run goes on. None writes
@@ -87,7 +95,14 @@ def condense_graph(
         chosen = _with_adjacency(chosen, adjacency)
     if unlabelled is None:
         unlabelled = chosen.target.get("unlabelled", "ignore") if setting == "transductive" else "ignore"
-    modality = GraphModality(data, split=split, setting=setting, unlabelled=unlabelled, seed=seed)
+    if (
+        cache is None
+        and out is not None
+        and isinstance(getattr(data, "x", None), torch.Tensor)
+        and data.x.numel() > _IN_MEMORY
+    ):
+        cache = Path(out) / "propagated"
+    modality = GraphModality(data, split=split, setting=setting, unlabelled=unlabelled, cache=cache, seed=seed)
     if per_class is not None:
         counts = [per_class] * modality.num_classes
     else:
