@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -69,9 +70,10 @@ class HopStore:
         self, place: Path, matrix: Rows, values: Tensor, shape: tuple[int, int], kind: np.dtype[np.generic]
     ) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        unfinished = place.with_name(f"{place.name}.{os.getpid()}.part")
+        number, path = tempfile.mkstemp(".part", f"{place.name}.", self.folder)
+        unfinished = Path(path)
         try:
-            with unfinished.open("wb") as file:
+            with os.fdopen(number, "wb") as file:
                 np.lib.format.write_array_header_2_0(
                     file, {"descr": np.lib.format.dtype_to_descr(kind), "fortran_order": False, "shape": shape}
                 )

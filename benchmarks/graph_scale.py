@@ -4,13 +4,13 @@
     python benchmarks/graph_scale.py --nodes 20000 60000          these sizes
     python benchmarks/graph_scale.py --nodes 2000000 --cache DIR  with the propagated features in files
 
-Graphs are generated, in O(edges): nodes of skewed classes have topics, 40 % of the edges stay within a topic and the others lead to popular
-nodes anywhere, features are noisy prototypes of topic and class, and a share of the labels is wrong, so that no learner gets
-near 1. Each has 7 edges a node in both directions (10 from 500,000 nodes on), 128 features and 40 classes, with 54/18/28 % of
-the nodes for training, validation and test; 170,000 nodes are the size of ogbn-arxiv. `condense_graph` runs with its defaults
-and a budget of 850 nodes, 0.5 % of 170,000, so that what grows is the graph alone. Every size has a process of its own, whose
-peak resident memory is read when the summary is there, before anything is evaluated. Scores are an SGC's on the test nodes, on
-the summary, on a random subset of as many training nodes and on all of them, in mini-batches of at most 16,384 nodes.
+Graphs are generated, in O(edges): nodes of skewed classes have topics, 40 % of the edges stay within a topic and the others
+lead to popular nodes anywhere, features are noisy prototypes of topic and class, and a share of the labels is wrong, so that no
+learner gets near 1. Each has 7 edges a node in both directions (10 from 500,000 nodes on), 128 features and 40 classes, with
+54/18/28 % of the nodes for training, validation and test; 170,000 nodes are the size of ogbn-arxiv. `condense_graph` runs with
+its defaults and a budget of 850 nodes, 0.5 % of 170,000, so that what grows is the graph alone. Every size has a process of its
+own, whose peak resident memory is read when the summary is there, before anything is evaluated. Scores are an SGC's on the test
+nodes, on the summary, on a random subset of as many training nodes and on all of them, in mini-batches of at most 16,384 nodes.
 
 Results of sizes that were not asked for stay in the file, with the commit that they are from.
 """

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import pytest
 import torch
 from sklearn.cluster import KMeans
 
+from datastill.backbones import kmeans
 from datastill.backbones.kmeans import k_means, nearest_members
 
 
@@ -47,3 +49,12 @@ def test_many_wide_points_are_clustered_about_as_well_in_a_projection() -> None:
     assert found <= 1.1 * KMeans(6, n_init=1, random_state=0).fit(points.numpy()).inertia_
     owner = torch.cdist(points, centres).argmin(1)
     assert torch.allclose(points[owner == 0].mean(0), centres[0], atol=1e-4)
+
+
+def test_blocks_of_points_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    points = torch.randn(60, 3, generator=torch.Generator().manual_seed(2))
+    centres = k_means(points, 7, torch.Generator().manual_seed(0))
+    chosen = nearest_members(points, centres)
+    monkeypatch.setattr(kmeans, "_NUMBERS", 40)
+    torch.testing.assert_close(k_means(points, 7, torch.Generator().manual_seed(0)), centres)
+    assert torch.equal(nearest_members(points, centres), chosen)

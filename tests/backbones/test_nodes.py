@@ -6,10 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from datastill.backbones import nodes as nodes_module
 from datastill.backbones.batch import Batch, map_tensors, tensors_of, with_tensors
 from datastill.backbones.graph import GCN, SGC, NodeMLP
 from datastill.backbones.graph_layers import LAYERED, LayeredGNN
-from datastill.backbones.nodes import Csr, Links, Nodes, normalised, normalised_dense
+from datastill.backbones.nodes import Csr, Hops, Links, Nodes, normalised, normalised_dense
 
 N = 12
 
@@ -64,6 +65,30 @@ def test_csr_algebra_is_that_of_dense_matrices() -> None:
     small, used = matrix.rows(index).compact()
     torch.testing.assert_close(small @ other[used], dense[index] @ other)
     assert matrix.rows(torch.empty(0, dtype=torch.int64)).shape == (0, 5)
+
+
+def test_entries_at_one_place_are_added_and_blocks_are_rows() -> None:
+    row, column = torch.tensor([2, 0, 2, 2]), torch.tensor([1, 2, 0, 1])
+    matrix = Csr.from_entries(row, column, torch.tensor([1.0, 2.0, 3.0, 4.0]), (4, 3))
+    expected = torch.tensor([[0.0, 0.0, 2.0], [0.0, 0.0, 0.0], [3.0, 5.0, 0.0], [0.0, 0.0, 0.0]])
+    assert torch.equal(matrix.dense(), expected)
+    assert matrix.columns.dtype == matrix.starts.dtype == torch.int32
+    for first, last in ((0, 4), (1, 3), (2, 2), (3, 4)):
+        assert torch.equal(matrix.block(first, last).dense(), expected[first:last])
+
+
+def test_propagation_of_stretches_of_columns_is_that_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    features, operator = graph()
+    rows = torch.tensor([4, 0, 11, 4])
+    monkeypatch.setattr(nodes_module, "_NUMBERS", 1)
+    monkeypatch.setattr(nodes_module, "_NARROWEST", 3)
+    hops = Hops(features, operator)
+    found = hops.at(rows, (3, 0, 1))
+    for count, values in found.items():
+        expected = torch.linalg.matrix_power(operator.dense(), count) @ features
+        torch.testing.assert_close(values, expected[rows])
+        torch.testing.assert_close(hops.once(count), expected)
+    assert sorted(found) == [0, 1, 3]
 
 
 def test_csr_product_has_first_and_second_derivatives() -> None:

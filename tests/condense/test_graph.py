@@ -11,6 +11,7 @@ import torch
 from torch.nn import functional as F
 
 from datastill.artifact import load
+from datastill.condense import graph as front_door
 from datastill.condense.graph import condense_graph
 from datastill.errors import InputError
 from datastill.modalities.graph import GraphModality
@@ -44,6 +45,18 @@ def test_budgets() -> None:
     assert condense_graph(data, ratio=0.07, **options).y.tolist() == [0] * 4 + [1] * 4  # 8.4 nodes of 120
     assert condense_graph(data, nodes=5, **options).num_nodes == 5
     assert condense_graph(data, per_class=3, **options).y.tolist() == [0] * 3 + [1] * 3
+
+
+def test_run_folders_keep_large_propagated_features(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = two_circles()
+    options: dict[str, Any] = {"per_class": 3, "steps": 3, "progress": False}
+    plain = condense_graph(data, **options)
+    condense_graph(data, out=tmp_path / "small", **options)
+    assert not (tmp_path / "small/propagated").exists()
+    monkeypatch.setattr(front_door, "_IN_MEMORY", 100)
+    filed = condense_graph(data, out=tmp_path / "large", **options)
+    assert list((tmp_path / "large/propagated").glob("*-2.npy"))
+    torch.testing.assert_close(filed.x, plain.x)
 
 
 def test_result_is_plain_data_and_the_same_for_one_seed() -> None:

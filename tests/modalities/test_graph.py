@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from datastill.backbones.nodes import Nodes, normalised
 from datastill.checks import check_modality
 from datastill.errors import InputError
 from datastill.evaluation import evaluate
+from datastill.modalities import graph as graph_module
 from datastill.modalities.graph import GraphModality
 from datastill.rng import generator
 
@@ -232,6 +234,36 @@ def test_teaching_labels_unlabelled_nodes_without_their_labels() -> None:
     hidden.y = torch.where(data.test_mask, (data.y + 1) % 3, data.y)
     assert torch.equal(GraphModality(hidden, unlabelled="teach").real().targets, batch.targets)
     assert torch.equal(modality.full().inputs.rows.sort().values, data.train_mask.nonzero().squeeze(1))
+
+
+def test_features_propagated_into_files_are_the_same(tmp_path: Path) -> None:
+    data = small_graph(nodes=150)
+    plain = GraphModality(data, unlabelled="teach")
+    for _ in range(2):  # written, then found
+        filed = GraphModality(data, unlabelled="teach", cache=tmp_path)
+        assert filed.scale == pytest.approx(plain.scale)
+        assert torch.equal(filed.real().targets, plain.real().targets)
+        torch.testing.assert_close(filed.vectors(filed.full().inputs), plain.vectors(plain.full().inputs))
+        first, second = (
+            one.summary([4, 4, 4], rng=generator(0), init="kmeans")().inputs.features for one in (plain, filed)
+        )
+        torch.testing.assert_close(first, second)
+    other = data.clone()
+    other.x = data.x + 1
+    assert GraphModality(other, cache=tmp_path).scale != pytest.approx(plain.scale)
+
+
+def test_scores_do_not_depend_on_what_is_kept_or_in_how_many_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = small_graph(nodes=150)
+    kept = GraphModality(data)
+    predictor = kept.fit(kept.full(), "gcn", rng=generator(0))
+    assert next(iter(kept.held_out("test"))) is next(iter(kept.held_out("test")))
+    expected = kept.score(predictor, "test")
+    monkeypatch.setattr(graph_module, "_KEPT", 0)
+    monkeypatch.setattr(graph_module, "_CHUNK", 7)
+    parts = GraphModality(data)
+    assert len(list(parts.held_out("test"))) > 1
+    assert parts.score(predictor, "test") == expected
 
 
 def test_score_counts_right_answers() -> None:

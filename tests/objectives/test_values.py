@@ -9,8 +9,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from datastill.backbones.batch import Batch
 from datastill.checks.toy import ToyModality, ToySummary
 from datastill.errors import InputError
+from datastill.objectives.base import sample
 from datastill.objectives.distribution_matching import DistributionMatching, group_means
 from datastill.objectives.feature_regression import FeatureRegression, label_margin
 from datastill.objectives.gradient_matching import GradientMatching, gradient_distances
@@ -270,3 +272,40 @@ def test_the_pool_has_all_ages_and_replaces_the_old() -> None:
     objective.after_step(generator(3))
     assert pool.ages[now] == 0
     assert pool._learners[now] is not net
+
+
+def test_samples_are_stratified_and_fair() -> None:
+    groups = torch.tensor([2] * 5 + [0] * 20 + [1] * 10)
+    batch = Batch(torch.arange(35.0), groups, groups)
+    assert sample(batch, 35, generator(0)) is batch
+    assert sample(batch, None, generator(0)) is batch
+    seen = torch.zeros(35)
+    for seed in range(2000):
+        part = sample(batch, 7, generator(seed))
+        assert part.groups.tolist() == [0] * 4 + [1] * 2 + [2]
+        seen[part.inputs.long()] += 1
+    assert float((seen / 2000 - 0.2).abs().max()) < 0.04  # more than four standard deviations
+
+
+def test_kernel_ridge_on_samples_of_real_points_is_fair() -> None:
+    summary = small()
+
+    def losses(limit: int | None, draws: int) -> list[float]:
+        objective = KernelRidge(real_size=None, real_limit=limit, ridge=0.1)
+        objective.start(MODALITY, summary)
+        return [float(objective.loss(generator(seed)).detach()) for seed in range(draws)]
+
+    (exact,) = losses(None, 1)
+    assert losses(24, 1) == [exact]
+    drawn = torch.tensor(losses(6, 400))
+    assert float(drawn.std()) > 0
+    assert float(drawn.mean()) == pytest.approx(exact, abs=4 * float(drawn.std()) / 400**0.5)
+
+
+def test_kernel_ridge_on_part_of_the_summary_moves_that_part() -> None:
+    summary = MODALITY.summary([4, 4, 4], rng=generator("small"))
+    objective = KernelRidge(synthetic_limit=6, ridge=0.1)
+    objective.start(MODALITY, summary)
+    objective.loss(generator(0)).backward()
+    (gradient,) = [value.grad for value in summary.parameters() if value.shape[0] == 12 and value.grad is not None]
+    assert int((gradient.flatten(1).abs().sum(1) > 0).sum()) == 6
