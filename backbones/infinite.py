@@ -8,7 +8,7 @@ Networks are in the NTK parametrisation: a layer is sigma_w / sqrt(fan_in) * W x
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -66,13 +66,48 @@ class InfiniteReLU(Kernel):
 
 def _relu_moments(covariance: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     """E[relu'(u) relu'(v)] and E[relu(u) relu(v)] for (u, v) normal with variances a_i, b_j and this covariance."""
-    # The angle is atan2(sin, cos), not acos: acos has an infinite slope on the diagonal, where the sine is clamped instead.
-    scale = (a[:, None] * b[None, :]).sqrt()
-    floor = torch.finfo(covariance.dtype).eps * scale.detach().square()
-    sine = torch.maximum(scale.square() - covariance.square(), floor).sqrt()
-    angle = torch.atan2(sine, covariance)
-    step = (math.pi - angle) / (2 * math.pi)
-    return step, sine / (2 * math.pi) + step * covariance
+    step, value = _Moments.apply(covariance, a, b)
+    return step, value
+
+
+def _sine(covariance: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """sqrt(a_i b_j - covariance^2), which is the sine of the angle times sqrt(a_i b_j), and where it is held up.
+
+    Near the diagonal it is all rounding error; and there the angle as a function of the covariance has an infinite slope.
+    """
+    squared = a[:, None] * b[None, :]
+    floor = torch.finfo(covariance.dtype).eps * squared
+    squared = torch.addcmul(squared, covariance, covariance, value=-1)
+    return torch.maximum(squared, floor).sqrt_(), squared < floor
+
+
+class _Moments(torch.autograd.Function):
+    """The two moments with their closed-form derivatives: d value = step d covariance, and so on.
+
+    By autograd's own rules each would take some thirty passes over matrices, which are as large as the kernel.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(covariance: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+        sine, _ = _sine(covariance, a, b)
+        step = torch.atan2(sine, covariance).mul_(-1 / (2 * math.pi)).add_(0.5)
+        return step, sine.mul_(1 / (2 * math.pi)).addcmul_(step, covariance)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: tuple[Tensor, Tensor]) -> None:
+        ctx.save_for_backward(*inputs, output[0])
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        covariance, a, b, step = ctx.saved_tensors
+        by_step, by_value = gradients
+        sine, held = _sine(covariance, a, b)
+        slope = (1 / sine).masked_fill_(held, 0.0) * by_step / (2 * math.pi)
+        by_covariance = slope + by_value * step
+        by_scale = (sine.masked_fill(held, 0.0) * by_value / (2 * math.pi) - covariance * slope) / 2
+        return by_covariance, by_scale.sum(1) / a, by_scale.sum(0) / b
 
 
 def products(a: Tensor, b: Tensor) -> Tensor:

@@ -92,6 +92,7 @@ def test_gradients_even_where_rows_coincide(depth: int) -> None:
     kernel = InfiniteReLU(depth)
     x, z = rows(3, 4).requires_grad_(), rows(2, 4, 1).requires_grad_()
     assert torch.autograd.gradcheck(lambda a, b: kernel(a, b), (x, z))
+    assert torch.autograd.gradgradcheck(lambda a, b: kernel(a, b), (x, z))
     twice = rows(2, 4).repeat(2, 1).float().requires_grad_()
     kernel(twice, twice).sum().backward()
     assert twice.grad is not None

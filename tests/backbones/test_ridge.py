@@ -26,7 +26,12 @@ def test_derivatives() -> None:
     rng = generator("ridge")
     x = torch.randn(4, 3, generator=rng).double().requires_grad_()
     y = torch.randn(4, 2, generator=rng).double().requires_grad_()
-    assert torch.autograd.gradcheck(lambda a, b: ridge_solve(a @ a.T, b, 0.1), (x, y))
+    ridge = torch.tensor(0.1, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda a, b, c: ridge_solve(a @ a.T, b, c), (x, y, ridge))
+    assert torch.autograd.gradgradcheck(lambda a, b, c: ridge_solve(a @ a.T, b, c), (x, y, ridge))
+    by_func = torch.func.grad(lambda a: ridge_solve(a @ a.T, y.detach(), 0.1).sin().sum())(x.detach())
+    (ours,) = torch.autograd.grad(ridge_solve(x @ x.T, y, 0.1).sin().sum(), x)
+    torch.testing.assert_close(by_func, ours)
 
 
 def test_float32_with_equal_points_and_tiny_ridge() -> None:
