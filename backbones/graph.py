@@ -7,12 +7,15 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from datastill.backbones.base import Learner, LinearLearner
 from datastill.backbones.dropout import dropout
 from datastill.backbones.nodes import Nodes
+
+_ROWS = 16384  # nodes whose hidden units are in memory together where no gradients are needed
 
 
 class SGC(LinearLearner):
@@ -57,8 +60,14 @@ class GCN(Learner):
     def forward(self, inputs: Nodes) -> Tensor:
         """Outputs (m, c). Propagation is linear, so it comes after the last weights: c columns travel instead of `hidden`."""
         inner, pull = inputs.pull()
-        hidden = dropout(self._hidden(inner), self.dropout, self.training)
-        return pull(F.linear(hidden, self.head.weight)) + self.head.bias
+        return pull(self._sent(inner)) + self.head.bias
+
+    def _sent(self, nodes: Nodes) -> Tensor:
+        """What the rows send in the second propagation, (m, c); without gradients, in blocks of rows, so that hidden units of a
+        large graph are never in memory together."""
+        if torch.is_grad_enabled() or self.training or len(nodes) <= _ROWS:
+            return F.linear(dropout(self._hidden(nodes), self.dropout, self.training), self.head.weight)
+        return torch.cat([self._sent(nodes.at(rows)) for rows in nodes.rows.split(_ROWS)])
 
     def layers(self, inputs: Nodes) -> list[Tensor]:
         """The first layer at the rows, and `embed`; (m, hidden) each."""

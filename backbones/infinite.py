@@ -16,6 +16,7 @@ from torch import Tensor
 from datastill.backbones.base import Kernel
 from datastill.errors import check_count, require
 
+_BLOCK = 2**20  # numbers in a block of rows of a Gram matrix that needs no gradients
 KernelKind = Literal["ntk", "nngp"]
 
 
@@ -48,7 +49,14 @@ class InfiniteReLU(Kernel):
     def __call__(self, a: Tensor, b: Tensor) -> Tensor:
         """Gram matrix (n_a, n_b) of rows of `a` (n_a, d) and `b` (n_b, d), each dense or sparse CSR."""
         width = a.shape[1]
-        return self.from_products(products(a, b) / width, squared_norms(a) / width, squared_norms(b) / width)
+        if torch.is_grad_enabled() or a.layout != torch.strided or len(a) * len(b) <= _BLOCK:
+            return self.from_products(products(a, b) / width, squared_norms(a) / width, squared_norms(b) / width)
+        # Without gradients nothing is kept but the result: the steps on the way to it stay in the processor's cache.
+        gram = torch.empty(len(a), len(b), dtype=a.dtype, device=a.device)
+        norms, rows = squared_norms(b) / width, max(1, _BLOCK // len(b))
+        for part, its in zip(a.split(rows), gram.split(rows)):
+            its.copy_(self.from_products(products(part, b) / width, squared_norms(part) / width, norms))
+        return gram
 
     def from_products(self, inner: Tensor, a: Tensor, b: Tensor) -> Tensor:
         """The same from inner products (n_a, n_b) and squared norms (n_a,), (n_b,), all divided by the input width."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from datastill.backbones.nodes import normalised
+from datastill.backbones.nodes import Csr, normalised
 from datastill.rng import isolated
 
 POSITIONS = 32  # columns of the spectral embedding, less where a graph has fewer nodes
@@ -29,11 +29,21 @@ def structural_features(edge_index: Tensor, edge_weight: Tensor | None, count: i
     both = torch.cat([edge_index, edge_index.flip(0)], 1)
     operator = normalised(both, torch.cat([weights, weights]), count)
     kept = min(POSITIONS, count)
-    entries = torch.stack([operator.owners(), operator.columns])
-    matrix = torch.sparse_coo_tensor(entries, operator.values, operator.shape, check_invariants=False).coalesce()
-    with isolated(0):  # the factorisation starts from random vectors
-        left, values, _ = torch.svd_lowrank(matrix, q=min(count, kept + _SPARE), niter=_ROUNDS)
+    left, values = _leading(operator, min(count, kept + _SPARE))
     position = left[:, :kept] * (values[:kept] * count).sqrt()
     # A singular vector's sign is arbitrary; its largest entry is made positive.
     largest = position.gather(0, position.abs().argmax(0, keepdim=True))
     return torch.cat([received.log1p()[:, None], sent.log1p()[:, None], position * largest.sign()], 1)
+
+
+def _leading(operator: Csr, count: int) -> tuple[Tensor, Tensor]:
+    """Leading left singular vectors (n, count) and values (count,) of a symmetric operator.
+
+    Randomised subspace iteration (Halko et al. 2011, algorithms 4.4 and 5.1); with M = M^T two products are one round.
+    """
+    with isolated(0):
+        basis = torch.randn(operator.width, count)
+    for _ in range(1 + 2 * _ROUNDS):
+        basis = torch.linalg.qr(operator @ basis).Q
+    left, values, _ = torch.linalg.svd((operator @ basis).T, full_matrices=False)
+    return basis @ left, values

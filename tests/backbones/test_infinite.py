@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from datastill.backbones import infinite
 from datastill.backbones.infinite import InfiniteReLU, KernelKind
 from datastill.errors import InputError
 from datastill.rng import generator
@@ -106,3 +107,12 @@ def test_bad_arguments() -> None:
         InfiniteReLU(1, "ntkk")  # type: ignore[arg-type]
     with pytest.raises(InputError, match="weight_variance"):
         InfiniteReLU(1, weight_variance=0.0)
+
+
+def test_blocks_of_rows_without_gradients_are_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, z = rows(9, 4), rows(5, 4, 1)
+    kernel = InfiniteReLU(2)
+    whole = kernel(x, z)
+    monkeypatch.setattr(infinite, "_BLOCK", 12)
+    with torch.no_grad():
+        torch.testing.assert_close(kernel(x, z), whole)

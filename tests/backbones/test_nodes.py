@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from datastill.backbones import graph as graph_learners
 from datastill.backbones import nodes as nodes_module
 from datastill.backbones.batch import Batch, map_tensors, tensors_of, with_tensors
 from datastill.backbones.graph import GCN, SGC, NodeMLP
@@ -258,3 +259,13 @@ def test_learners_differentiate_through_recovered_edges() -> None:
             return net(Nodes(x, normalised_dense((hollow + hollow.T) / 2), torch.arange(6))).square().sum()
 
         assert torch.autograd.gradcheck(outputs, weights)
+
+
+def test_a_gcn_scores_in_blocks_of_rows_what_it_scores_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    features, operator = graph()
+    nodes = Nodes.constant(features, operator).at(torch.tensor([3, 11, 0, 5]))
+    gcn = GCN(4, 3, hidden=8).eval()
+    whole = gcn(nodes)
+    monkeypatch.setattr(graph_learners, "_ROWS", 2)
+    with torch.no_grad():
+        torch.testing.assert_close(gcn(nodes), whole)
