@@ -123,8 +123,8 @@ nests = st.recursive(
 )
 
 
-@settings(max_examples=300, deadline=None, derandomize=True)  # type: ignore[untyped-decorator]
-@given(nests)  # type: ignore[untyped-decorator]
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(nests)
 def test_any_nest_survives_flattening_and_json(nest: Any) -> None:
     tensors, plain_part = flatten_state(nest)
     text = json.dumps(plain_part, allow_nan=False)

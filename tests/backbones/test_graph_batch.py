@@ -17,6 +17,7 @@ from datastill.backbones.batch import Batch, map_tensors
 from datastill.backbones.graph_batch import Graphs, Pool, owners_of
 from datastill.backbones.graphs import PooledGCN, ProfileMLP
 from datastill.backbones.nodes import Csr, normalised, normalised_dense
+from datastill.errors import InputError
 
 WIDTH = 4
 SIZES = [3, 1, 6, 4]
@@ -263,6 +264,7 @@ def test_depth_and_widths() -> None:
     assert len(net.layers(graphs)) == 1
     assert net.embed(graphs).shape == (4, 7)
     torch.testing.assert_close(net.layers(graphs)[-1], net.embed(graphs))
-    for name in ("depth", "hidden"):
-        with pytest.raises(Exception, match=name):
-            PooledGCN(WIDTH, 2, **{name: 0})
+    with pytest.raises(InputError, match="depth"):
+        PooledGCN(WIDTH, 2, depth=0)
+    with pytest.raises(InputError, match="hidden"):
+        PooledGCN(WIDTH, 2, hidden=0)

@@ -77,10 +77,8 @@ def test_gradients_pass_as_if_not_rounded() -> None:
         assert torch.equal(grad, weights)
 
 
-@settings(max_examples=40, deadline=None)  # type: ignore[untyped-decorator]
-@given(  # type: ignore[untyped-decorator]
-    st.sampled_from(NAMES), st.integers(0, 10**6), st.floats(1e-3, 1e3), st.floats(-100, 100)
-)
+@settings(max_examples=40, deadline=None)
+@given(st.sampled_from(NAMES), st.integers(0, 10**6), st.floats(1e-3, 1e3), st.floats(-100, 100))
 def test_any_scale_and_shift(name: str, seed: int, scale: float, shift: float) -> None:
     codec = Codec(name)
     values = torch.randn(2, 1, 8, 9, generator=generator(seed)) * scale + shift

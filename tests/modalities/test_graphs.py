@@ -21,6 +21,7 @@ from datastill.modalities.graphs_data import read_graphs
 from datastill.modalities.graphs_features import Categories, Degrees, Numbers, features_for
 from datastill.modalities.graphs_initial import central_graphs, cut, fitting
 from datastill.modalities.graphs_metrics import roc_auc
+from datastill.modalities.graphs_summary import GraphsSummary
 from datastill.objectives.coresets import METHODS, coreset
 from datastill.rng import generator
 
@@ -356,6 +357,7 @@ def test_sample_of_edges_is_soft_and_its_export_is_not() -> None:
     # Two present nodes a and b: A_ab = p / sqrt(d_a d_b), so the operator's rows tell the probabilities.
     blocks = mean.adjacency
     recovered = blocks / (blocks.diagonal(dim1=1, dim2=2)[:, :, None] * blocks.diagonal(dim1=1, dim2=2)[:, None]).sqrt()
+    assert isinstance(summary, GraphsSummary)
     present = summary.present
     inside = present[:, :, None] & present[:, None] & ~torch.eye(present.shape[1], dtype=torch.bool)
     off = recovered[inside]

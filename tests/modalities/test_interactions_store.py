@@ -65,8 +65,8 @@ def test_shards_hold_what_memory_holds(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["log"]  # nothing of the work is left
 
 
-@given(st.data())  # type: ignore[untyped-decorator]
-@settings(max_examples=30, deadline=None)  # type: ignore[untyped-decorator]
+@given(st.data())
+@settings(max_examples=30, deadline=None)
 def test_any_users_of_shards_are_those_of_the_matrix(data: st.DataObject) -> None:
     counts = np.array(data.draw(st.lists(st.integers(0, 4), min_size=1, max_size=12)))
     rng = np.random.default_rng(data.draw(st.integers(0, 99)))

@@ -30,8 +30,8 @@ item_names = st.text(st.characters(exclude_categories=["Cs"], exclude_characters
 
 
 @pytest.mark.parametrize("ending", ["parquet", "csv", "tsv", "inter"])
-@given(items=st.lists(item_names, min_size=1, max_size=6, unique=True), seed=st.integers(0, 99))  # type: ignore[untyped-decorator]
-@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])  # type: ignore[untyped-decorator]
+@given(items=st.lists(item_names, min_size=1, max_size=6, unique=True), seed=st.integers(0, 99))
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_what_is_saved_can_be_read(ending: str, items: list[str], seed: int, tmp_path: Path) -> None:
     rng = np.random.default_rng(seed)
     users = rng.integers(0, 4, len(items))
