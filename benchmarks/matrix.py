@@ -1,4 +1,4 @@
-"""Every objective on every modality: 5 x 4 cells, each beside a random subset of equal size and the full data.
+"""Every objective on every modality: 6 x 4 cells, each beside a random subset of equal size and the full data.
 
     python benchmarks/matrix.py                      digits, Cora, SST-2 with GloVe, MovieLens-100K from --folder
     python benchmarks/matrix.py --embedded           stand-ins from installed packages alone
@@ -26,6 +26,7 @@ from datastill.rng import generator
 
 FAMILIES = {
     "distribution matching": "dm",
+    "layer matching": "cafe",
     "gradient matching": "dc",
     "kernel ridge": "kip",
     "unrolled": "dd",
@@ -36,6 +37,7 @@ BUDGETS = {"image": 10, "text": 20, "graph": 35, "interactions": 50}
 _SHORT: dict[str, Any] = {"optimizer": "adam", "momentum": None}
 QUICK: dict[tuple[str, str], dict[str, Any]] = {
     ("image", "dm"): {**_SHORT, "steps": 200, "lr": 0.05, "settings": {"real_size": 64}},
+    ("image", "cafe"): {**_SHORT, "steps": 200, "lr": 0.05, "settings": {"real_size": 64, "query_size": 32}},
     ("image", "dc"): {
         **_SHORT,
         "steps": 100,

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from datastill.backbones.base import FeatureKernel, Kernel
+from datastill.backbones.base import FeatureKernel, Kernel, Learner
 from datastill.backbones.ridge import ridge_solve
 from datastill.errors import check_count, require, unknown_name
 from datastill.modalities.base import Modality, Summary
@@ -42,6 +42,10 @@ class KernelRidge(Objective):
         augment: whether real and synthetic points get the same random augmentation.
         learner: which learner, for "features"; None takes the modality's default.
         learners: how many random learners share their features, for "features".
+        draw: of those learners: "own" is their own initialisation; "gaussian" has weights of variance 2 / fan-in and biases of
+            standard deviation 0.1, with which wide learners give the kernel "nngp" of their architecture (RFAD).
+        platt: whether the loss is the modality's training loss of exp(k) times the predictions, k learned from 0 (Platt
+            scaling, as in RFAD), in place of `ridge_loss`.
     """
 
     kernel: str = "ntk"
@@ -55,6 +59,8 @@ class KernelRidge(Objective):
     augment: bool = False
     learner: str | None = None
     learners: int = 4
+    draw: Literal["own", "gaussian"] = "own"
+    platt: bool = False
 
     name: ClassVar[str] = "kernel-ridge"
 
@@ -72,6 +78,8 @@ class KernelRidge(Objective):
         for name in ("real_size", "real_limit", "synthetic_limit", "retune"):
             if getattr(self, name) is not None:
                 check_count(name, getattr(self, name))
+        if self.draw not in ("own", "gaussian"):
+            raise unknown_name("draw", self.draw, ("own", "gaussian"))
         require(
             self.retune is None or self.kernel != "features",
             "retune needs a kernel that stays; leave it out for 'features'.",
@@ -84,6 +92,7 @@ class KernelRidge(Objective):
         if self.retune is not None:
             modality.check_split("validation")
         self._real = RealBatches(modality.real, self.real_size, self.real_limit)
+        self._sharpness = nn.Parameter(torch.zeros((), device=modality.device, dtype=modality.dtype))
         self._step = 0
         self._tuned: float | None = None
 
@@ -113,11 +122,20 @@ class KernelRidge(Objective):
             predictions = ridge_solve(gram, cross.T, ridge).T @ labels
         else:
             predictions = cross @ ridge_solve(gram, labels, ridge)
-        loss = self.modality.ridge_loss(predictions, real.targets)
+        if self.platt:
+            loss = self.modality.loss(self._sharpness.exp() * predictions, real.targets)
+        else:
+            loss = self.modality.ridge_loss(predictions, real.targets)
         return portion(loss, self.modality.weight(real))
 
     def after_step(self, rng: torch.Generator) -> None:
         self._step += 1
+
+    def learnables(self) -> dict[str, nn.Parameter]:
+        return {"sharpness": self._sharpness} if self.platt else {}
+
+    def learned(self) -> dict[str, Any]:
+        return {"sharpness": float(self._sharpness.detach().exp())} if self.platt else {}
 
     def state_dict(self) -> dict[str, Any]:
         return {"step": self._step, "tuned": self._tuned}
@@ -129,4 +147,21 @@ class KernelRidge(Objective):
         if self.kernel != "features":
             return self.modality.kernel(self.kernel, depth=self.depth)
         nets = [self.modality.learner(self.learner, rng=rng).requires_grad_(False) for _ in range(self.learners)]
+        if self.draw == "gaussian":
+            for net in nets:
+                draw_gaussian_(net, rng)
         return FeatureKernel(nets)
+
+
+@torch.no_grad()
+def draw_gaussian_(net: Learner, rng: torch.Generator) -> None:
+    """Draw the linear and convolution layers of `net` anew, in place: weights of variance 2 / fan-in, biases of 0.01.
+
+    These are the variances of `FeatureKernel`'s last layer and, by default, of `InfiniteReLU`.
+    """
+    for layer in net.modules():
+        if isinstance(layer, nn.Linear | nn.Conv1d | nn.Conv2d):
+            deviation = (2.0 / layer.weight[0].numel()) ** 0.5
+            layer.weight.copy_(deviation * torch.randn(layer.weight.shape, generator=rng, dtype=torch.float64))
+            if layer.bias is not None:
+                layer.bias.copy_(0.1 * torch.randn(layer.bias.shape, generator=rng, dtype=torch.float64))

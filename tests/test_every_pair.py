@@ -188,4 +188,5 @@ def test_a_recipe_fits_the_data_it_names(name: str) -> None:
             assert roles <= set(recipe.lr), f"{name} has no rate for a part of its summary"
         assert set(recipe.alternate or ()) <= roles
         assert recipe.validator is None or modality.knows(recipe.validator)
-        assert recipe.settings.get("learner") in (None, *modality.learners)
+        learner = recipe.settings.get("learner")
+        assert learner is None or modality.knows(learner)

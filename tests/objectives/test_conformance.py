@@ -47,6 +47,9 @@ OBJECTIVES: dict[str, Callable[[], Objective]] = {
     "kernel-ridge": lambda: KernelRidge(ridge=1e-3, real_size=5),
     "kernel-ridge/annealed": lambda: KernelRidge(ridge=(1.0, 1e-2), anneal=4, real_size=5),
     "kernel-ridge/features": lambda: KernelRidge(kernel="features", ridge=1e-3, real_size=None, learners=2),
+    "kernel-ridge/rfad": lambda: KernelRidge(
+        kernel="features", ridge=5e-3, real_size=5, learners=2, draw="gaussian", platt=True
+    ),
     "layer-matching": lambda: LayerMatching(real_size=5, query_size=6, window=2, max_matches=3, max_epochs=3),
     "unrolled": lambda: UnrolledTraining(inner_steps=4, inner_lr=0.1, real_size=5),
     "unrolled/dd": lambda: UnrolledTraining(
