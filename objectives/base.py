@@ -78,7 +78,7 @@ class RealBatches:
     Args:
         draw: `Modality.real`.
         size: points of each group.
-        limit: with a size of None, most points of a batch: of more points, each batch is another stratified sample.
+        limit: most points of a batch, all groups together: of more points, each batch is another stratified sample.
     """
 
     def __init__(self, draw: Callable[..., Any], size: int | None, limit: int | None = None) -> None:
@@ -90,7 +90,7 @@ class RealBatches:
 
     def __call__(self, rng: torch.Generator) -> Any:
         if self.size is not None:
-            return self.draw(self.size, rng=rng)
+            return sample(self.draw(self.size, rng=rng), self.limit, rng)
         if self._all is None:
             self._all = self.draw()
         return sample(self._all, self.limit, rng)

@@ -36,7 +36,7 @@ class KernelRidge(Objective):
         retune: steps between choices of the ridge on the validation split, from the modality's `ridges`, the first before the
             first step, as in Distill-CF; None keeps to `ridge`. Not for "features".
         real_size: real points a group at each step; None takes all of them, as far as `real_limit` goes.
-        real_limit: most real points of a step where real_size is None: of more, each step draws a stratified sample.
+        real_limit: most real points of a step, all groups together: of more, each step draws a sample stratified by group.
         synthetic_limit: most synthetic points of a step: of more, each step trains on a stratified sample of them, KIP's support
             batches, because its cost is cubic in them. None sets no limit, here and above.
         augment: whether real and synthetic points get the same random augmentation.

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from datastill.backbones.batch import Batch
 from datastill.checks.toy import ToyModality, ToySummary
 from datastill.errors import InputError
-from datastill.objectives.base import sample
+from datastill.objectives.base import RealBatches, sample
 from datastill.objectives.distribution_matching import DistributionMatching, group_means
 from datastill.objectives.feature_regression import FeatureRegression, label_margin
 from datastill.objectives.gradient_matching import GradientMatching, gradient_distances
@@ -300,6 +300,12 @@ def test_kernel_ridge_on_samples_of_real_points_is_fair() -> None:
     drawn = torch.tensor(losses(6, 400))
     assert float(drawn.std()) > 0
     assert float(drawn.mean()) == pytest.approx(exact, abs=4 * float(drawn.std()) / 400**0.5)
+
+
+def test_the_limit_of_real_points_is_one_of_all_groups_together() -> None:
+    for size, points in ((None, 6), (4, 6), (2, 6), (1, 3)):
+        batch = RealBatches(MODALITY.real, size, 6)(generator(0))
+        assert torch.bincount(batch.groups).tolist() == [points // 3] * 3
 
 
 def test_kernel_ridge_on_part_of_the_summary_moves_that_part() -> None:
