@@ -90,16 +90,21 @@ class LinearLearner(Learner):
         Autograd runs through the loss alone, once for all groups, so what it builds is of the outputs' size and not of the
         inputs', and the result is of first order in the features.
         """
+        rows = [(batch.groups == group).nonzero().squeeze(1) for group in groups]
+        order, sizes = torch.cat(rows), [len(mine) for mine in rows]
         with torch.set_grad_enabled(create_graph):
             features = self.embed(batch.inputs)
-        rows = [(batch.groups == group).nonzero().squeeze(1) for group in groups]
+            if not torch.equal(order, torch.arange(len(features), device=order.device)):  # not in blocks yet
+                features = features[order]
         with torch.enable_grad():
             outputs = self.head(features)
-            total = torch.stack([loss(outputs[mine], take(batch.targets, mine)) for mine in rows]).sum()
+            pairs = zip(outputs.split(sizes), rows)
+            total = torch.stack([loss(part, take(batch.targets, mine)) for part, mine in pairs]).sum()
             (slopes,) = torch.autograd.grad(total, outputs, create_graph=create_graph)
-        gradients = [torch.stack([slopes[mine].T @ features[mine] for mine in rows])]
+        blocks = slopes.split(sizes)
+        gradients = [torch.stack([block.T @ part for block, part in zip(blocks, features.split(sizes))])]
         if self.head.bias is not None:
-            gradients.append(torch.stack([slopes[mine].sum(0) for mine in rows]))
+            gradients.append(torch.stack([block.sum(0) for block in blocks]))
         return gradients
 
 

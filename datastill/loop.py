@@ -277,12 +277,13 @@ class _Run:
                 loss.backward()
             processes.average_gradients(self.outer.parameters)
             self._check_gradients()
-            before = [parameter.detach().clone() for parameter in self.outer.parameters]
+            moving = [parameter for parameter in self.outer.parameters if parameter.requires_grad]
+            before = [parameter.detach().clone() for parameter in moving]
             self.outer.step(self.step)
             self.summary.project_()
-            if not all(bool(parameter.isfinite().all()) for parameter in self.outer.parameters):
+            if not all(bool(parameter.isfinite().all()) for parameter in moving):
                 with torch.no_grad():
-                    for parameter, good in zip(self.outer.parameters, before):
+                    for parameter, good in zip(moving, before):
                         parameter.copy_(good)
                 raise self._divergence("parameters")
             self.objective.after_step(generator(self.seed, "after", self.step))

@@ -34,6 +34,33 @@ def test_pair_perceptron_has_right_derivatives() -> None:
     assert torch.autograd.gradcheck(edges, features)
 
 
+def test_pair_perceptron_never_lays_the_pairs_out() -> None:
+    """What is kept for the backward pass grows with n * n * hidden, and not with the width of the features."""
+
+    def kept(width: int, count: int = 40, hidden: int = 16) -> int:
+        edges = PairMLP(width, hidden)
+        features = torch.randn(count, width, requires_grad=True)
+        given = {tensor.untyped_storage().data_ptr() for tensor in (*edges.parameters(), features)}
+        found: dict[int, int] = {}
+
+        def note(tensor: torch.Tensor) -> torch.Tensor:
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in given:
+                found[storage.data_ptr()] = storage.nbytes() // 4
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            result = edges(features)
+        assert result.shape == (count, count)
+        return sum(found.values())
+
+    pairs = 40 * 40
+    assert pairs * 16 < kept(8) < 5 * pairs * 16
+    # 2,000 features a node would be 6.4 million numbers if the pairs were laid out.
+    assert kept(2000) < kept(8) + pairs
+    assert kept(2000) < pairs * 2 * 2000 / 40
+
+
 def test_threshold_cuts_weights() -> None:
     torch.manual_seed(2)
     edges = PairMLP(3, hidden=4)
