@@ -4,7 +4,8 @@
     python benchmarks/graphs.py --jobs gcond       one job
 
 The plain loops are in `plain_graphs.py`. Steps of the two take turns in one process, so that both see the same machine, and
-medians of seconds are compared. Before that both run in float64, where their losses have to agree.
+medians of seconds are compared. Before that both run in float64, where their losses have to agree: to the last digits, save
+for what the library knows of constant graphs (A X of small ones), which it computes in float32 once.
 """
 
 from __future__ import annotations
