@@ -15,7 +15,7 @@ from datastill import processes
 from datastill.bundle import has_bundle
 from datastill.errors import InputError, check_count, require
 from datastill.modalities.interactions_coded import CodedLog
-from datastill.modalities.interactions_log import TEST, TRAIN, VALIDATION, Log, SplitRule, distinct, k_core
+from datastill.modalities.interactions_log import TRAIN, VALIDATION, Log, SplitRule, distinct, k_core
 from datastill.modalities.interactions_store import Shard, ShardFolder, Splits, in_memory, open_store, read_meta
 
 LOADED = 2**24
@@ -206,6 +206,3 @@ class _Preparation:
             low = high
         if low < done:  # users whose every interaction was dropped
             yield Shard(np.zeros((3, done - low), dtype=np.int32), np.zeros(0, dtype=np.int32))
-
-
-__all__ = ["TEST", "TRAIN", "VALIDATION", "Splits", "read_interactions"]
