@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -300,5 +300,10 @@ class CodedLog:
 
     def _between(self, low: int, high: int) -> Log:
         found = self._run(f"SELECT * FROM log WHERE user >= {low} AND user < {high}").fetchnumpy()
-        get: Callable[[str, Any], Any] = lambda name, kind: np.asarray(found[name], kind) if name in found else None  # noqa: E731
-        return Log(get("user", np.int32), get("item", np.int32), get("time", np.float64), get("part", np.int8))
+        time, part = found.get("time"), found.get("part")
+        return Log(
+            np.asarray(found["user"], dtype=np.int32),
+            np.asarray(found["item"], dtype=np.int32),
+            None if time is None else np.asarray(time, dtype=np.float64),
+            None if part is None else np.asarray(part, dtype=np.int8),
+        )

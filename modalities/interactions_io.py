@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -164,7 +164,11 @@ class _Preparation:
             for file, column in zip(pair, (log.users, log.items)):
                 np.save(file, column)
             files.append(pair)
-        chunks: Callable[[], Iterator[Any]] = lambda: (tuple(np.load(file) for file in pair) for pair in files)  # noqa: E731
+
+        def chunks() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+            for users, items in files:
+                yield np.load(users), np.load(items)
+
         return k_core(chunks, len(self.users), len(self.items), self.core)
 
     def _split(self) -> Iterator[tuple[Log, np.ndarray]]:
