@@ -73,3 +73,16 @@ def test_draws_do_not_depend_on_threads(monkeypatch: pytest.MonkeyPatch) -> None
         found.append((drawn.detach(), gradient))
     torch.set_num_threads(threads)
     assert all(torch.equal(one[0], found[0][0]) and torch.equal(one[1], found[0][1]) for one in found)
+
+
+def test_noise_that_is_kept_gives_the_gradient_of_noise_that_is_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    logits = torch.randn(30, 20, generator=generator(0), dtype=torch.float64)
+    found = []
+    for kept in (0, 2**20):
+        monkeypatch.setattr("datastill.modalities.interactions_draws.KEPT", kept)
+        values = logits.clone().requires_grad_()
+        drawn = multi_draw(values, 5, 2.0, generator(3))
+        found.append((drawn.detach(), *torch.autograd.grad(drawn.square().sum(), values)))
+        assert torch.autograd.gradcheck(lambda values: multi_draw(values, 3, 2.0, generator(4)).square(), values)
+    for made, stored in zip(*found):
+        assert torch.allclose(made, stored, rtol=5e-3, atol=1e-4)  # half precision of log E
