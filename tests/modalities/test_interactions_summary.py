@@ -83,6 +83,7 @@ def test_noise_that_is_kept_gives_the_gradient_of_noise_that_is_made_again(monke
         values = logits.clone().requires_grad_()
         drawn = multi_draw(values, 5, 2.0, generator(3))
         found.append((drawn.detach(), *torch.autograd.grad(drawn.square().sum(), values)))
-        assert torch.autograd.gradcheck(lambda values: multi_draw(values, 3, 2.0, generator(4)).square(), values)
+        few = logits[:3, :4].clone().requires_grad_()
+        assert torch.autograd.gradcheck(lambda values: multi_draw(values, 3, 2.0, generator(4)).square(), few)
     for made, stored in zip(*found):
         assert torch.allclose(made, stored, rtol=5e-3, atol=1e-4)  # half precision of log E
