@@ -1,21 +1,19 @@
 """Graph classification against DosCond's published table: MUTAG, NCI1, ogbg-molbace and ogbg-molbbbp.
 
-    python benchmarks/graph_sets.py                                  every row that the result file lacks
+    python benchmarks/graph_sets.py                                  every run that the result file lacks
     python benchmarks/graph_sets.py --sets MUTAG --per-class 1 10    some of them
-    python benchmarks/graph_sets.py --again                          also those that it has
 
 Each row condenses (or draws) `--runs` times with other seeds and trains one fresh network on each; the full data are trained on
 three times. Selection is on validation graphs, scores are of the test graphs. TU sets are split as DosCond's code does (seed 0,
 a tenth for testing, a tenth for validation), OGB's by their scaffold split. "number" reads atoms as raw integers, as DosCond has
-it, and "onehot" as the categories that they are; rows are to be compared within one reading. A row is written when it is done.
+it, and "onehot" as the categories that they are; rows are to be compared within one reading. A run is written when it is done, and is not done again.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
-import os
-import platform
 import statistics
 import time
 from pathlib import Path
@@ -106,44 +104,29 @@ class Target:
         return {"doscond": ("number",), "graphs-default": ("onehot",)}.get(method, ("number", "onehot"))
 
 
-def measure(target: Target, method: str, reading: str, per_class: int, runs: int) -> dict[str, Any]:
-    """One row."""
+def measure(target: Target, method: str, reading: str, per_class: int, seed: int) -> dict[str, Any]:
+    """One run of a row: condense or draw, train a fresh network, score it."""
     data = target.modality(reading)
-    counts = [per_class] * data.num_groups
-    seeds = 1
-    scores: dict[str, list[float]] = {}
-    spent, best, size = [], [], None
-    for seed in range(1 if method == FULL else runs):
-        began, cpu = time.perf_counter(), time.process_time()
-        if method in RECIPES:
-            options = {**target.given, "per_class": per_class, "recipe": method, "seed": seed, "progress": False}
-            result = condense_graphs.job(target.data, **options).run()
-            small, chosen = result.export(), result.best_step
-            best.append(chosen)
-        elif method == FULL:
-            small, seeds = data.pick(torch.arange(sum(data.full_sizes))), 3
-        else:
-            small = coreset(data, counts, method=method, seed=seed)
-        spent.append((time.perf_counter() - began, time.process_time() - cpu))
-        row = evaluate(small, data, seeds=seeds, seed=seed, baselines=False, progress=False).rows[0]
-        size = {"points": row.points, "bytes": row.nbytes}
-        for metric, values in row.scores.items():
-            scores.setdefault(metric, []).extend(values)
+    began, cpu, best = time.perf_counter(), time.process_time(), None
+    if method in RECIPES:
+        options = {**target.given, "per_class": per_class, "recipe": method, "seed": seed, "progress": False}
+        result = condense_graphs.job(target.data, **options).run()
+        small, best = result.export(), result.best_step
+    elif method == FULL:
+        small = data.pick(torch.arange(sum(data.full_sizes)))
+    else:
+        small = coreset(data, [per_class] * data.num_groups, method=method, seed=seed)
+    seconds, cpu_seconds = time.perf_counter() - began, time.process_time() - cpu
+    row = evaluate(small, data, seeds=1, seed=seed, baselines=False, progress=False).rows[0]
     return {
-        "set": target.name,
-        "per_class": 0 if method == FULL else per_class,
-        "method": method,
-        "reading": reading,
-        "metric": data.metric,
-        "scores": scores,
-        **(size or {}),
-        "seconds": [round(wall, 2) for wall, _ in spent],
-        "cpu_seconds": [round(cpu, 2) for _, cpu in spent],
-        "best_steps": best,
+        "seed": seed,
+        "scores": {metric: values[0] for metric, values in row.scores.items()},
+        "points": row.points,
+        "bytes": row.nbytes,
+        "seconds": round(seconds, 2),
+        "cpu_seconds": round(cpu_seconds, 2),
+        "best_step": best,
         "commit": STARTED["commit"],
-        "processor": STARTED["processor"],
-        "threads": torch.get_num_threads(),
-        "python": platform.python_version(),
     }
 
 
@@ -161,18 +144,47 @@ def table(rows: list[dict[str, Any]]) -> str:
     """The rows with the published figures beside them."""
     body = []
     for row in rows:
-        values = [100 * value for value in row["scores"][row["metric"]]]
+        runs = row["runs"]
+        values = [100 * run["scores"][row["metric"]] for run in runs]
         spread = statistics.stdev(values) if len(values) > 1 else 0.0
-        shown = f"{statistics.fmean(values):.1f} ± {spread:.1f}"
         as_published = "doscond" if row["method"] == "graphs-default" else row["method"]
         published = PUBLISHED[row["set"]].get(as_published, {}).get(row["per_class"])
         known = "" if published is None else f"{published[0]:.1f}" + (f" ± {published[1]:.1f}" if published[1] else "")
-        budget = str(row["per_class"] or "all")
-        seconds = f"{statistics.median(row['cpu_seconds']):.1f}" if row["method"] in RECIPES else ""
-        size = (f"{row['points']:,}", f"{row['bytes']:,}")
-        body.append([row["set"], row["method"], row["reading"], budget, row["metric"], shown, known, *size, seconds])
-    head = ["set", "trained on", "atoms", "a class", "metric", "score, %", "published", "points", "bytes", "CPU s"]
+        seconds = statistics.median(run["cpu_seconds"] for run in runs)
+        body.append(
+            [
+                row["set"],
+                row["method"],
+                row["reading"],
+                str(row["per_class"] or "all"),
+                row["metric"],
+                f"{statistics.fmean(values):.1f} ± {spread:.1f}",
+                str(len(values)),
+                known,
+                f"{runs[0]['points']:,}",
+                f"{runs[0]['bytes']:,}",
+                f"{seconds:.1f}" if row["method"] in RECIPES else "",
+            ]
+        )
+    head = [
+        "set",
+        "trained on",
+        "atoms",
+        "a class",
+        "metric",
+        "score, %",
+        "runs",
+        "published",
+        "points",
+        "bytes",
+        "CPU s",
+    ]
     return format_table(head, body)
+
+
+def load(path: Path) -> dict[tuple[Any, ...], dict[str, Any]]:
+    """The rows of a result file, if it is there."""
+    return {key(row): row for row in json.loads(path.read_text())["rows"]} if path.exists() else {}
 
 
 def main() -> None:
@@ -181,36 +193,36 @@ def main() -> None:
     parser.add_argument("--sets", nargs="+", default=list(FOLDERS), choices=list(FOLDERS))
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
     parser.add_argument("--per-class", nargs="+", type=int, default=[1, 10, 20, 50])
-    parser.add_argument("--runs", type=int, default=5, help="seeds of each row")
-    parser.add_argument("--again", action="store_true", help="measure rows that are there already")
+    parser.add_argument("--runs", type=int, default=5, help="seeds of each row; of the full data at most 3")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--minutes", type=float, default=1e9, help="begin no further row after so many")
+    parser.add_argument("--minutes", type=float, default=1e9, help="begin no further run after so many")
     parser.add_argument("--folder", type=Path, default=DATA, help="where the datasets lie")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "graph_sets.json")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     began = time.perf_counter()
 
-    rows: dict[tuple[Any, ...], dict[str, Any]] = {}
-    if options.out.exists():
-        rows = {key(row): row for row in json.loads(options.out.read_text())["rows"]}
     for name in options.sets:
         target = Target(name, options.folder)
         budgets = [budget for budget in target.budgets if budget in options.per_class]
         jobs = [(method, budget) for budget in budgets for method in options.methods if method != FULL]
         jobs += [(FULL, 0)] if FULL in options.methods else []
-        for method, budget in jobs:
+        # One seed of every row first, so that a file that is not finished says something of each.
+        for seed, (method, budget) in itertools.product(range(options.runs), jobs):
             for reading in target.readings(method):
-                mark = key({"set": name, "per_class": budget, "method": method, "reading": reading})
-                late = time.perf_counter() - began > 60 * options.minutes
-                if late or (mark in rows and not options.again):
+                rows = load(options.out)
+                head = {"set": name, "per_class": budget, "method": method, "reading": reading}
+                row = rows.setdefault(key(head), {**head, "metric": target.modality(reading).metric, "runs": []})
+                known = any(run["seed"] == seed for run in row["runs"]) or (method == FULL and seed >= 3)
+                if known or time.perf_counter() - began > 60 * options.minutes:
                     continue
-                rows[mark] = measure(target, method, reading, budget, options.runs)
-                print(table([rows[mark]]).splitlines()[-1], f"({os.times().user:.0f} s)", flush=True)
-                if options.out.exists():  # another process may have added rows meanwhile
-                    known = {key(row): row for row in json.loads(options.out.read_text())["rows"]}
-                    rows = {**known, **{mark: rows[mark]}}
+                run = measure(target, method, reading, budget, seed)
+                rows = load(options.out)  # another process may have added rows meanwhile
+                row = rows.setdefault(key(head), row)
+                row["runs"] = sorted([*row["runs"], run], key=lambda one: one["seed"])
                 write_results(options.out, {"rows": [rows[mark] for mark in sorted(rows)]})
+                print(table([row]).splitlines()[-1], flush=True)
+    rows = load(options.out)
     print(table([rows[mark] for mark in sorted(rows)]))
 
 
