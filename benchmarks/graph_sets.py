@@ -6,7 +6,8 @@
 Each row condenses (or draws) `--runs` times with other seeds and trains one fresh network on each; the full data are trained on
 three times. Selection is on validation graphs, scores are of the test graphs. TU sets are split as DosCond's code does (seed 0,
 a tenth for testing, a tenth for validation), OGB's by their scaffold split. "number" reads atoms as raw integers, as DosCond has
-it, and "onehot" as the categories that they are; rows are to be compared within one reading. A run is written when it is done, and is not done again.
+it, and "onehot" as the categories that they are; rows are to be compared within one reading.
+A run is written when it is done, and is not done again.
 """
 
 from __future__ import annotations
