@@ -30,7 +30,7 @@ from datastill.modalities.interactions_init import cluster_means, positive_weigh
 from datastill.modalities.interactions_io import read_interactions
 from datastill.modalities.interactions_popular import most_popular
 from datastill.modalities.interactions_rows import Held, entries, hide
-from datastill.modalities.interactions_store import Splits, blocks_of
+from datastill.modalities.interactions_store import Splits, blocks_of, count_items
 from datastill.modalities.interactions_summary import TEMPERATURE, InteractionsSummary
 from datastill.modalities.interactions_table import Interactions, popularity_curve
 from datastill.modalities.interactions_teacher import Taught, Teacher, feasible, hide_seen
@@ -191,8 +191,7 @@ class InteractionsModality(Modality):
 
     def describe(self) -> dict[str, Any]:
         """Under "popularity", how large a share of all training interactions items of some ranks have: [[rank, share], ...]."""
-        counts = np.asarray(self.splits.train.sum(0)).ravel()
-        return {"popularity": popularity_curve(counts)}
+        return {"popularity": popularity_curve(count_items(self.splits.train))}
 
     # --- learners and kernels -----------------------------------------------------------------------------------------
 

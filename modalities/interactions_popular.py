@@ -9,7 +9,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from datastill.errors import check_count
-from datastill.modalities.interactions_store import Rows, Splits, blocks_of
+from datastill.modalities.interactions_store import Rows, Splits, blocks_of, count_items
 
 
 class NarrowRows:
@@ -51,9 +51,7 @@ def most_popular(splits: Splits, items: int | None) -> Splits:
     every = len(splits.item_ids)
     if items is None or check_count("max_items", items, least=2) >= every:
         return splits
-    counts = np.zeros(every, dtype=np.int64)
-    for block in blocks_of(splits.train):
-        counts += np.bincount(block.indices, minlength=every)
+    counts = count_items(splits.train)
     kept = np.sort(np.argsort(-counts, kind="stable")[:items])
     place = np.full(every, -1, dtype=np.int32)
     place[kept] = np.arange(items)

@@ -109,6 +109,14 @@ def blocks_of(rows: Rows, size: int = 2**16) -> Iterator[sp.csr_matrix]:
         yield rows[start : start + size]
 
 
+def count_items(rows: Rows) -> np.ndarray:
+    """How many users have each item, (items,) int64."""
+    counts = np.zeros(rows.shape[1], dtype=np.int64)
+    for block in blocks_of(rows):
+        counts += np.bincount(block.indices, minlength=len(counts))
+    return counts
+
+
 @dataclass(frozen=True)
 class Splits:
     """Every user's items, split into training, validation and test.

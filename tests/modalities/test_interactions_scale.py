@@ -83,7 +83,7 @@ def test_it_keeps_the_contract_with_few_items_and_users() -> None:
 
 
 def test_what_is_left_out_is_said(tmp_path: Path) -> None:
-    job = condense_interactions.job(log(), users=4, max_items=10, steps=1, recipe="distill-cf", progress=False)
+    job = condense_interactions.job(log(), users=4, max_items=10, steps=1, recipe="kip", progress=False)
     assert job.run().learned["scope"].startswith("the 10 most popular of 40 items, which carry ")
     assert InteractionsModality.from_logs(log()).scope() == ""
     sampled = InteractionsModality.from_logs(log(), score_users=20)
