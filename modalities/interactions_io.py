@@ -64,7 +64,8 @@ def read_interactions(
     require(unseen in ("keep", "drop", "refuse"), f"unseen must be 'keep', 'drop' or 'refuse', got {unseen!r}.")
     rule = SplitRule(validation, test, split, seed)  # type: ignore[arg-type]
     path = None if store is None else Path(store)
-    work = None if path is None else path.resolve().with_name(f".{path.name}.work")
+    place = f".work{processes.rank() or ''}"  # several processes read the logs at the same time
+    work = None if path is None else path.resolve().with_name(f".{path.name}{place}")
     coded = CodedLog(logs, timed=split == "time", folder=work, memory=memory, **columns)
     if split == "time" and not coded.has_times:
         coded.close()

@@ -124,9 +124,8 @@ def launch(folder: Path, size: int, runs: list[tuple[str, str, dict[str, Any]]])
             )
             for rank in range(size)
         ]
-        for process in started:
-            said = process.communicate()[1]
-            assert process.returncode == 0, said[-3000:]
+        said = [process.communicate()[1][-2000:] for process in started]
+        assert all(process.returncode == 0 for process in started), "\n\n".join(said)
     return [json.loads((folder / f"{size}-{rank}.json").read_text()) for rank in range(size)]
 
 
