@@ -4,13 +4,15 @@
     python benchmarks/headline.py --jobs digits-10    one of them
 
 Every job calls `condense_*` with nothing but a budget and a seed, several times from the start with other seeds, and scores the
-*exported* dataset by the modality's own protocol. Selection is on validation data; scores are on the test split.
+*exported* dataset by the modality's own protocol. Selection is on validation data; scores are on the test split. Every job is
+written as soon as it is there, with the commit and the machine that it was measured on, in place of what was there of it before.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
 import statistics
 import subprocess
 import sys
@@ -20,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from harness import DATA, ROOT, modality_of, write_results
+from harness import DATA, ROOT, STARTED, modality_of
 
 from datastill import condense_graph, condense_images, condense_interactions, condense_text, evaluate
 from datastill.condense.common import Job
@@ -128,14 +130,15 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "headline.json")
     options = parser.parse_args()
 
-    results: dict[str, Any] = {}
+    stored = json.loads(options.out.read_text()) if options.out.exists() else {"jobs": {}}
     body = []
     for name in options.jobs:
         threads, job = jobs[name]
         torch.set_num_threads(threads)
         print(name, flush=True)
         found = score(*job(options.folder), options.runs, options.seeds)
-        results[name] = found
+        stored["jobs"][name] = {"environment": STARTED, **found}
+        options.out.write_text(json.dumps(stored, indent=1) + "\n")
         for metric in found["scores"]["full data"]:
             for data, scores in found["scores"].items():
                 values = [100 * value for value in scores[metric]]
@@ -148,7 +151,9 @@ def main() -> None:
     torch_alone = import_seconds("import torch")
     both = import_seconds("import torch, datastill")
     print(f"import datastill over import torch: {both - torch_alone:.3f} s")
-    write_results(options.out, {"jobs": results, "import_seconds": {"torch": torch_alone, "torch, datastill": both}})
+    stored["import_seconds"] = {"environment": STARTED, "torch": torch_alone, "torch, datastill": both}
+    options.out.write_text(json.dumps(stored, indent=1) + "\n")
+    print(f"wrote {options.out}")
 
 
 if __name__ == "__main__":
