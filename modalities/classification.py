@@ -6,11 +6,11 @@ from abc import abstractmethod
 from collections.abc import Iterable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from datastill.backbones.base import Predictor
-from datastill.modalities.base import Batch, Modality, Split
+from datastill.modalities.base import Batch, Modality, Split, Summary
 
 
 class ClassificationModality(Modality):
@@ -51,3 +51,17 @@ class ClassificationModality(Modality):
             right += int((predictor(batch.inputs).argmax(1) == batch.targets).sum())
             total += len(batch)
         return {"accuracy": right / total}
+
+
+class SoftLabelSummary(Summary):
+    """A summary whose labels, where they are learned, are the softmax of `label_logits` (n, classes)."""
+
+    label_logits: nn.Parameter | None
+
+    @torch.no_grad()
+    def relabel_(self, targets: Tensor) -> None:
+        """Make the learned labels these distributions (n, classes), in place."""
+        if self.label_logits is None:
+            super().relabel_(targets)
+        else:
+            self.label_logits.copy_(targets.clamp(min=torch.finfo(targets.dtype).tiny).log())

@@ -9,11 +9,12 @@ from torch import Tensor, nn
 
 from datastill.backbones.nodes import Nodes, normalised_dense
 from datastill.errors import load_extra
-from datastill.modalities.base import Batch, Summary
+from datastill.modalities.base import Batch
+from datastill.modalities.classification import SoftLabelSummary
 from datastill.modalities.graph_adjacency import BernoulliEdges, SyntheticEdges
 
 
-class GraphSummary(Summary):
+class GraphSummary(SoftLabelSummary):
     """Nodes with free features and no edges: learners read them as already propagated.
 
     Args:
@@ -79,14 +80,6 @@ class GraphSummary(Summary):
             if not isinstance(self.edges, BernoulliEdges):
                 data.edge_weight = weights[target, source]
         return data
-
-    @torch.no_grad()
-    def relabel_(self, targets: Tensor) -> None:
-        """Make the learned labels these distributions (n, classes), in place."""
-        if self.label_logits is None:
-            super().relabel_(targets)
-        else:
-            self.label_logits.copy_(targets.clamp(min=torch.finfo(targets.dtype).tiny).log())
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         """Roles: "features", "adjacency" where edges are learned, "labels" where labels are."""

@@ -11,7 +11,8 @@ from torch.nn import functional as F
 
 from datastill.backbones.text import Tokens
 from datastill.errors import require, unknown_name
-from datastill.modalities.base import Batch, Summary
+from datastill.modalities.base import Batch
+from datastill.modalities.classification import SoftLabelSummary
 from datastill.modalities.text_data import Label, TextDataset
 from datastill.modalities.text_decode import nearest_row, nearest_rows
 from datastill.modalities.text_table import Embeddings
@@ -21,7 +22,7 @@ LabelForm = Literal["hard", "learned"]
 _CERTAINTY = 0.9
 
 
-class TextSummary(Summary):
+class TextSummary(SoftLabelSummary):
     """Sentences as (n, length, d) free token vectors under a fixed mask.
 
     Two forms of tokens:
@@ -91,14 +92,6 @@ class TextSummary(Summary):
         """Pull each vector towards its nearest decodable row."""
         if self.pull > 0:
             self.vectors.lerp_(self._nearest(), self.pull)
-
-    @torch.no_grad()
-    def relabel_(self, targets: Tensor) -> None:
-        """Make the learned labels these distributions (n, classes), in place."""
-        if self.label_logits is None:
-            super().relabel_(targets)
-        else:
-            self.label_logits.copy_(targets.clamp(min=torch.finfo(targets.dtype).tiny).log())
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         """ "points": the token vectors; "labels": the label logits, if learned."""

@@ -17,7 +17,7 @@ from datastill.recipe import Recipe
 
 _IN_MEMORY = (
     2**28
-)  # float32 numbers in the features of a graph, 1 GiB, of which a run folder keeps the propagated ones in files
+)  # numbers in the features of a graph, 1 GiB; of larger ones a run folder keeps the propagated in files
 
 
 @condenser

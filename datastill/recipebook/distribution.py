@@ -1,4 +1,4 @@
-"""Successors of distribution matching that run on every kind of data."""
+"""Distribution matching and its successors, which run on every kind of data."""
 
 from __future__ import annotations
 
@@ -36,6 +36,21 @@ _ELSEWHERE: dict[str, dict[str, Any]] = {
 }
 
 RECIPES = [
+    Recipe(
+        name="dm",
+        title="distribution matching under random networks",
+        paper="Zhao & Bilen, WACV 2023, arXiv 2110.04181",
+        published={"MNIST": {1: 89.7, 10: 97.5, 50: 98.6}, "CIFAR-10": {1: 26.0, 10: 48.9, 50: 63.0}},
+        protocol="dm",
+        modalities=_ANY,
+        objective="distribution-matching",
+        settings={"real_size": 256},
+        steps=1000,
+        optimizer="sgd",
+        lr=1.0,
+        momentum=0.5,
+        overrides=_ELSEWHERE,
+    ),
     Recipe(
         name="cafe",
         title="matching the features of every layer, with a discrimination loss and adaptive loops",

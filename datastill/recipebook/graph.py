@@ -2,7 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from datastill.recipe import Recipe
+
+# Trajectories on nodes, as SFGC and GEOM have them, at a size that a processor can take.
+_EXPERTS: dict[str, Any] = {
+    "learner": "gcn",
+    "experts": 3,
+    "expert_lr": 0.4,
+    "expert_batch": None,
+    "expert_interval": 10,
+    "span": 20,
+    "inner_steps": 30,
+    "inner_lr": 0.4,
+}
 
 RECIPES = [
     Recipe(
@@ -131,15 +145,8 @@ RECIPES = [
         modalities=("graph",),
         objective="trajectory-matching",
         settings={
-            "learner": "gcn",
-            "experts": 3,
-            "expert_lr": 0.4,
-            "expert_batch": None,
-            "expert_interval": 10,
+            **_EXPERTS,
             "max_start": 20,
-            "span": 20,
-            "inner_steps": 30,
-            "inner_lr": 0.4,
         },
         summary={"init": "kmeans", "adjacency": "none"},
         steps=100,
@@ -156,17 +163,10 @@ RECIPES = [
         modalities=("graph",),
         objective="trajectory-matching",
         settings={
-            "learner": "gcn",
-            "experts": 3,
-            "expert_lr": 0.4,
-            "expert_batch": None,
-            "expert_interval": 10,
+            **_EXPERTS,
             "first_max_start": 5,
             "max_start": 20,
             "expand_steps": 60,
-            "span": 20,
-            "inner_steps": 30,
-            "inner_lr": 0.4,
             "expert_labels": True,
         },
         summary={"init": "kmeans", "adjacency": "none", "labels": "learned"},

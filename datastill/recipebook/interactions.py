@@ -2,37 +2,34 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from datastill.recipe import Recipe
 
+_DEFAULT = Recipe(
+    name="interactions-default",
+    title="weighted rows, thinned out while they learn what a teacher recommends",
+    paper="",
+    modalities=("interactions",),
+    objective="kernel-ridge",
+    settings={"ridge": 1.0, "real_size": 1024},
+    target={"teacher": "ease"},
+    summary={"sampler": "weights", "init": "kmeans"},
+    steps=100,
+    lr=0.04,
+    schedule="cosine",
+    validate_every=20,
+    select_on="export",
+)
+
 RECIPES = [
-    Recipe(
-        name="interactions-default",
-        title="weighted rows, thinned out while they learn what a teacher recommends",
-        paper="",
-        modalities=("interactions",),
-        objective="kernel-ridge",
-        settings={"ridge": 1.0, "real_size": 1024},
-        target={"teacher": "ease"},
-        summary={"sampler": "weights", "init": "kmeans"},
-        steps=100,
-        lr=0.04,
-        schedule="cosine",
-        validate_every=20,
-        select_on="export",
-    ),
-    Recipe(
+    _DEFAULT,
+    dataclasses.replace(
+        _DEFAULT,
         name="interactions-dense",
         title="the same with all weights left, to be used as they are and not exported",
-        paper="",
-        modalities=("interactions",),
-        objective="kernel-ridge",
-        settings={"ridge": 1.0, "real_size": 1024},
-        target={"teacher": "ease"},
-        summary={"sampler": "weights", "init": "kmeans", "anneal": None},
-        steps=100,
-        lr=0.04,
-        schedule="cosine",
-        validate_every=20,
+        summary={**_DEFAULT.summary, "anneal": None},
+        select_on="summary",
     ),
     Recipe(
         name="distill-cf",

@@ -2,51 +2,26 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from datastill.recipe import Recipe
 
 _ANY = ("image", "text", "graph", "graphs", "interactions")
+# Trajectories on sentences: experts are few and train long between snapshots.
+_TEXT_EXPERTS: dict[str, Any] = {
+    "settings": {
+        "experts": 3,
+        "expert_lr": 0.1,
+        "expert_interval": 10,
+        "max_start": 4,
+        "inner_steps": 10,
+        "inner_lr": 0.1,
+    },
+    "steps": 60,
+    "lr": {"points": 0.02, "inner_lr": 0.01},
+}
 
 RECIPES = [
-    Recipe(
-        name="dm",
-        title="distribution matching under random networks",
-        paper="Zhao & Bilen, WACV 2023, arXiv 2110.04181",
-        published={"MNIST": {1: 89.7, 10: 97.5, 50: 98.6}, "CIFAR-10": {1: 26.0, 10: 48.9, 50: 63.0}},
-        protocol="dm",
-        modalities=_ANY,
-        objective="distribution-matching",
-        settings={"real_size": 256},
-        steps=1000,
-        optimizer="sgd",
-        lr=1.0,
-        momentum=0.5,
-        overrides={
-            "text": {"steps": 100, "optimizer": "adam", "lr": 0.02, "momentum": None},
-            "graph": {
-                "summary": {"init": "propagated"},
-                "settings": {"real_size": None},
-                "steps": 200,
-                "optimizer": "adam",
-                "lr": 0.02,
-                "momentum": None,
-            },
-            "graphs": {
-                "steps": 200,
-                "optimizer": "adam",
-                "lr": {"features": 0.05, "adjacency": 0.1},
-                "momentum": None,
-                "select_on": "export",
-            },
-            "interactions": {
-                "summary": {"init": "kmeans", "temperature": 1.0},
-                "settings": {"real_size": 1024},
-                "steps": 100,
-                "optimizer": "adam",
-                "lr": 0.01,
-                "momentum": None,
-            },
-        },
-    ),
     Recipe(
         name="dc",
         title="gradient matching",
@@ -205,18 +180,7 @@ RECIPES = [
         steps=500,
         lr=0.01,
         overrides={
-            "text": {
-                "settings": {
-                    "experts": 3,
-                    "expert_lr": 0.1,
-                    "expert_interval": 10,
-                    "max_start": 4,
-                    "inner_steps": 10,
-                    "inner_lr": 0.1,
-                },
-                "steps": 60,
-                "lr": {"points": 0.02, "inner_lr": 0.01},
-            },
+            "text": _TEXT_EXPERTS,
             "graph": {
                 "summary": {"init": "propagated"},
                 "settings": {
@@ -276,18 +240,7 @@ RECIPES = [
         steps=500,
         lr=0.01,
         overrides={
-            "text": {
-                "settings": {
-                    "experts": 3,
-                    "expert_lr": 0.1,
-                    "expert_interval": 10,
-                    "max_start": 4,
-                    "inner_steps": 10,
-                    "inner_lr": 0.1,
-                },
-                "steps": 60,
-                "lr": {"points": 0.02, "inner_lr": 0.01},
-            },
+            "text": _TEXT_EXPERTS,
         },
     ),
     Recipe(
