@@ -19,7 +19,7 @@ from datastill.backbones.training import Protocol
 from datastill.errors import InputError, check_count, unknown_name
 from datastill.loop import Result
 from datastill.modalities.base import Modality, Published, Size, Summary
-from datastill.objectives.coresets import METHODS, coreset
+from datastill.objectives.coresets import COMPOSED, METHODS, coreset
 from datastill.rng import derive_seed, generator, isolated
 
 
@@ -135,8 +135,9 @@ def evaluate(
         learners: learners or kernels to train, for transfer between architectures; None is the protocol's, or the
             modality's evaluator.
         seeds: trainings of each, at least 1.
-        baselines: whether random subsets and the full data are scored too; or the methods of `coreset` whose subsets are
-            scored beside the full data, such as ("random", "herding"). The full data are left out for a kernel whose Gram
+        baselines: whether random subsets and the full data are scored too; or the methods of `coreset` ("random", "herding",
+            "k-center", "kmeans-real", "forgetting", "correct", "confident", "rded") whose subsets are scored beside the full
+            data. The full data are left out for a kernel whose Gram
             matrix they would be too many for (`Modality.kernel_limit`).
         protocol: how to train. A name of `modality.published`, such as "dsa" of images, follows a paper's rules, but never
             selects on test data; a `Protocol` holds for every learner; None is the modality's own for each learner.
@@ -166,8 +167,8 @@ def evaluate(
 
     methods = (("random",) if baselines else ()) if isinstance(baselines, bool) else tuple(baselines)
     for method in methods:
-        if method not in METHODS:
-            raise unknown_name("baseline", method, METHODS)
+        if method not in METHODS and method not in COMPOSED:
+            raise unknown_name("baseline", method, (*METHODS, *COMPOSED))
     target.check_split("test")
 
     # Each entry: what it is, its batch for a seed, and its size.

@@ -86,7 +86,7 @@ def distill(
     steps: int,
     optimizer: str | OptimizerFactory = "adam",
     lr: Rates = 1e-2,
-    momentum: float | None = None,
+    momentum: float | tuple[float, float] | None = None,
     schedule: Literal["constant", "cosine"] = "constant",
     alternate: Mapping[str, int] | None = None,
     clip: float | None = None,
@@ -117,7 +117,7 @@ def distill(
         steps: outer steps, at least 1.
         optimizer: "adam", "adamw", "sgd", or a function of PyTorch parameter groups.
         lr: outer learning rate, or one for each role of `summary.parameter_groups()` and `objective.learnables()`.
-        momentum: of "sgd" (default 0), or the first beta of the others.
+        momentum: of "sgd" (default 0), or the first beta of the others, or both.
         schedule: of the learning rate: "constant" or "cosine".
         alternate: roles that take turns, with the steps of each turn, as in GCond: `{"adjacency": 10, "features": 40}`.
         clip: largest gradient norm of a role.
@@ -258,6 +258,7 @@ class _Run:
         if self.best is not None:
             self.summary.load_state_dict(self.best)
         else:
+            self.objective.settle()
             self.best_step = self.step
         self._tell("end", {"step": self.step, "seconds": self.seconds})
 
@@ -306,6 +307,7 @@ class _Run:
         )
 
     def _validate(self, began: float) -> float:
+        self.objective.settle()
         with torch.no_grad():
             batch = self.modality.read(self.summary.export()) if self.select_on == "export" else self.summary().detach()
         scores = []

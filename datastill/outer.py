@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import nn
 
-from datastill.errors import check_count, require, unknown_name
+from datastill.errors import InputError, check_count, require, unknown_name
 
 OptimizerFactory: TypeAlias = Callable[[list[dict[str, Any]]], torch.optim.Optimizer]
 Rates: TypeAlias = float | Mapping[str, float]
@@ -29,7 +29,7 @@ class OuterOptimizer:
         groups: parameters by role.
         optimizer: "adam", "adamw", "sgd", or a function of PyTorch parameter groups (dicts with "params", "lr", "name").
         lr: one learning rate, or one for each role.
-        momentum: of "sgd"; the first beta of the others if given.
+        momentum: of "sgd"; the first beta of the others if given, or both of them.
         schedule: "constant", or "cosine" to zero at the last step.
         alternate: roles to numbers of steps: they take turns in this order, for so many steps each; other roles always move.
         clip: largest norm of each role's gradient, or None.
@@ -42,7 +42,7 @@ class OuterOptimizer:
         *,
         optimizer: str | OptimizerFactory,
         lr: Rates,
-        momentum: float | None,
+        momentum: float | tuple[float, float] | None,
         schedule: str,
         alternate: Mapping[str, int] | None,
         clip: float | None,
@@ -65,9 +65,11 @@ class OuterOptimizer:
         elif optimizer not in _OPTIMIZERS:
             raise unknown_name("optimizer", optimizer, _OPTIMIZERS)
         elif optimizer == "sgd":
+            if isinstance(momentum, tuple):
+                raise InputError(f"momentum of sgd must be one number, got {momentum!r}.")
             self.optimizer = torch.optim.SGD(described, momentum=momentum or 0.0)
         else:
-            betas = (0.9 if momentum is None else momentum, 0.999)
+            betas = momentum if isinstance(momentum, tuple) else (0.9 if momentum is None else momentum, 0.999)
             self.optimizer = _OPTIMIZERS[optimizer](described, betas=betas)
 
     @property

@@ -28,7 +28,7 @@ class Recipe:
         steps: outer steps.
         optimizer: "adam", "adamw" or "sgd".
         lr: outer learning rate, or one for each parameter group.
-        momentum: of the outer optimiser.
+        momentum: of the outer optimiser; of "adam" the first beta, or both.
         schedule: of the outer learning rate.
         alternate: parameter groups that take turns.
         clip: largest gradient norm.
@@ -53,7 +53,7 @@ class Recipe:
     steps: int = 200
     optimizer: str = "adam"
     lr: float | Mapping[str, float] = 0.01
-    momentum: float | None = None
+    momentum: float | tuple[float, float] | None = None
     schedule: Literal["constant", "cosine"] = "constant"
     alternate: Mapping[str, int] | None = None
     clip: float | None = None

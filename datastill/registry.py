@@ -17,6 +17,7 @@ _OWN = {
         "gradient-matching": "datastill.objectives.gradient_matching:GradientMatching",
         "kernel-ridge": "datastill.objectives.kernel_ridge:KernelRidge",
         "layer-matching": "datastill.objectives.layer_matching:LayerMatching",
+        "statistics-matching": "datastill.objectives.statistics_matching:StatisticsMatching",
         "trajectory-matching": "datastill.objectives.trajectory_matching:TrajectoryMatching",
         "unrolled": "datastill.objectives.meta_model:UnrolledTraining",
     },

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from datastill.backbones.base import Kernel, KernelMachine, Learner, Predictor, VectorKernel
-from datastill.backbones.batch import Batch
+from datastill.backbones.batch import Batch, take
 from datastill.backbones.infinite import InfiniteReLU
 from datastill.backbones.ridge import ridge_solve
 from datastill.backbones.training import Centred, Protocol, train
@@ -222,6 +222,11 @@ class Modality(ABC):
     def loss(self, outputs: Tensor, targets: Any) -> Tensor:
         """Mean training loss of outputs (n, c), a scalar, twice differentiable."""
 
+    def losses(self, outputs: Tensor, targets: Any) -> Tensor:
+        """The loss of each point by itself, (n,)."""
+        places = torch.arange(len(outputs), device=outputs.device).split(1)
+        return torch.stack([self.loss(outputs[place], take(targets, place)) for place in places])
+
     @abstractmethod
     def encode(self, targets: Any) -> Tensor:
         """Targets as real vectors (n, c) for ridge regression, differentiable where targets are learned."""
@@ -361,9 +366,48 @@ class Modality(ABC):
             counts: points of each group, as `allocate` gives them.
             rng: of the initial values.
             init: "real" (random real points), "noise", or a further name that the modality documents; or the real points to
-                begin from: (sum of counts,) positions in `full`, in group order.
+                begin from: (sum of counts,) positions in `full`, in group order; or what `best` gives.
             options: the modality's own parametrisations.
         """
+
+    def best(
+        self,
+        counts: Sequence[int],
+        score: Callable[[Batch], Tensor],
+        *,
+        rng: torch.Generator,
+        pool: int | None = 300,
+        **options: Any,
+    ) -> Tensor:
+        """What `summary` may begin from, as its `init`: of random real points of each group those with the lowest score.
+
+        A modality whose points have parts may put points together from the best parts, as images do.
+
+        Args:
+            counts: points of each group.
+            score: of a batch, (n,).
+            rng: of the draw.
+            pool: real points of each group that are looked at, or as many as are needed; None takes all.
+            options: of the modality's own; there are none by default.
+
+        Raises:
+            InputError: for an unknown option, or if a group has too few points.
+        """
+        for option in options:
+            raise InputError(
+                f"{self.kind} data have no parts to choose, so there is no option {option!r}: leave it out."
+            )
+        places = self.pools(counts, pool, rng=rng)
+        full = self.full()
+        scores = score(full.take(torch.cat(places).to(full.groups.device))).cpu()
+        parts = zip(places, scores.split([len(part) for part in places]), counts)
+        return torch.cat([place[part.argsort(stable=True)[:count]] for place, part, count in parts])
+
+    def pools(self, counts: Sequence[int], pool: int | None, *, rng: torch.Generator) -> list[Tensor]:
+        """Positions in `full` of `pool` random points of each group (`counts[g]` where that is more; all, if None)."""
+        self.check_supply(counts)
+        sizes = [size if pool is None else min(size, max(pool, count)) for size, count in zip(self.full_sizes, counts)]
+        return list(self.random_points(sizes, rng=rng).split(sizes))
 
     @abstractmethod
     def read(self, dataset: Any) -> Batch:

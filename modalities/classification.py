@@ -29,6 +29,10 @@ class ClassificationModality(Modality):
         """Mean cross-entropy; targets may be distributions."""
         return F.cross_entropy(outputs, targets)
 
+    def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Cross-entropy of each point, (n,)."""
+        return F.cross_entropy(outputs, targets, reduction="none")
+
     def encode(self, targets: Tensor) -> Tensor:
         """One-hot vectors (or the distributions themselves) minus 1/classes, as in KIP (arXiv 2107.13034)."""
         if not targets.is_floating_point():

@@ -20,6 +20,7 @@ from datastill.modalities.augmentation import NO_FLIP, Augmentation
 from datastill.modalities.base import Batch, Size, Split
 from datastill.modalities.classification import ClassificationModality
 from datastill.modalities.codec import Codec
+from datastill.modalities.image_crops import best_crops, check_crops, default_factor
 from datastill.modalities.image_data import LabelledImages, labelled_images, require_hard, split_off
 from datastill.modalities.image_generators import Hallucinators
 from datastill.modalities.image_protocols import PUBLISHED, STRATEGIES
@@ -193,7 +194,8 @@ class ImageModality(ClassificationModality):
             counts: images of each class, at least 0.
             rng: of the initial values.
             init: "real" (random training images), "noise" (standard normal where pixels are normalised), "kmeans"
-                (centres of the class's training images, blurred), or positions of training images in `full`.
+                (centres of the class's training images, blurred), positions of training images in `full`, or normalised
+                images (n, c, h, w) in order of class, as `best` gives them.
             labels: "hard" (the class), or "learned": distributions over classes, which begin as the class and are
                 optimised.
             clamp: whether pixels stay in the valid range, so that every summary can be exported as images.
@@ -218,6 +220,10 @@ class ImageModality(ClassificationModality):
         check_storage(storage, counts, options)
         if isinstance(init, str):
             pixels = torch.cat([self._initial(group, count, init, rng) for group, count in enumerate(counts) if count])
+        elif init.is_floating_point():
+            wanted = (sum(counts), *self.shape)
+            require(tuple(init.shape) == wanted, f"init must be images of shape {wanted}, got {tuple(init.shape)}.")
+            pixels = init.detach().cpu().float()
         else:
             pixels = self.scale.normalise(self._train.images[self._order[self.check_chosen(init, counts)]])
         groups = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(list(counts)))
@@ -241,6 +247,48 @@ class ImageModality(ClassificationModality):
             adversary=adversary,
         )
         return summary.to(self.device, self.dtype)
+
+    def best(
+        self,
+        counts: Sequence[int],
+        score: Callable[[Batch], Tensor],
+        *,
+        rng: torch.Generator,
+        pool: int | None = 300,
+        crops: int = 5,
+        factor: int | None = None,
+        area: tuple[float, float] = (0.08, 1.0),
+        **options: Any,
+    ) -> Tensor:
+        """Normalised images put together from the crops with the lowest score (`image_crops.best_crops`), for `summary`.
+
+        Args:
+            counts: images of each class.
+            score: of a batch, (n,).
+            rng: of the draw and the crops.
+            pool: training images of each class that are looked at, each of which gives one crop at most; None takes all.
+            crops: tried of each.
+            factor: crops along each side of an image; None is 2 from 128 pixels on, else 1.
+            area: least and largest share of a training image that a crop is.
+            options: none; an unknown one is refused by name.
+        """
+        for option in options:
+            raise unknown_name("option of crops", option, ("pool", "crops", "factor", "area"))
+        factor = default_factor(self.shape) if factor is None else factor
+        check_crops(crops, factor, area, self.shape)
+        made = []
+        for group, (places, count) in enumerate(
+            zip(self.pools([n * factor**2 for n in counts], pool, rng=rng), counts)
+        ):
+
+            def scored(images: Tensor, group: int = group) -> Tensor:
+                labels = torch.full((len(images),), group)
+                return score(Batch(images, labels, labels).to(self.device, self.dtype))
+
+            if count:
+                images = self.scale.normalise(self._train.images[self._order[places]])
+                made.append(best_crops(images, count, scored, rng=rng, crops=crops, factor=factor, area=area))
+        return torch.cat(made)
 
     def read(self, dataset: Any) -> Batch:
         """Images and labels as training points.

@@ -50,6 +50,9 @@ class Objective(ABC):
     def after_step(self, rng: torch.Generator) -> None:
         """Called when the summary has been stepped and projected. Default: nothing."""
 
+    def settle(self) -> None:
+        """Called before the summary is validated, and at the end: an objective that labels its points does so here."""
+
     def learnables(self) -> dict[str, nn.Parameter]:
         """Parameters of the objective itself that are optimised along with the summary, such as an inner learning rate."""
         return {}

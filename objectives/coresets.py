@@ -14,16 +14,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from datastill.backbones.base import Learner, Predictor
+from datastill.backbones.base import Learner
 from datastill.backbones.batch import Batch
 from datastill.backbones.kmeans import k_means, nearest_members
 from datastill.backbones.training import train
-from datastill.errors import check_count, unknown_name
+from datastill.errors import check_count, require, unknown_name
 from datastill.modalities.base import Modality, Summary
+from datastill.objectives.teachers import Teachers, in_chunks
 from datastill.rng import fork, generator
 
 VECTORS = "vectors"
-_CHUNK = 1024  # points embedded at a time
 _DENSE = 2**27  # numbers in a dense matrix of features; sparse vectors that would take more are projected
 _PROJECTED = 512  # dimensions of the projection (Johnson & Lindenstrauss 1984), which keeps distances to a few percent
 
@@ -35,14 +35,15 @@ def coreset(
     method: str = "herding",
     space: str = VECTORS,
     seed: int = 0,
+    **options: Any,
 ) -> Any:
     """A few real points in place of the target dataset.
 
     Args:
         modality: the target dataset.
         counts: points of each group, or how many in all, which `modality.allocate` shares out.
-        method: one of `METHODS`, or "kmeans" for centres of k-means instead of real points, where the modality can make points
-            of them.
+        method: one of `METHODS` or `COMPOSED`, or "kmeans" for centres of k-means instead of real points, where the modality can
+            make points of them.
 
             - "random": drawn without replacement.
             - "herding": greedily, so that the mean of the chosen stays as near as it can to the group's mean (Welling 2009, as
@@ -54,9 +55,14 @@ def coreset(
               right count as forgotten most (Toneva et al., arXiv 1812.05159).
             - "correct": random among those that a learner gets right after training on all points (as DATM begins, arXiv
               2310.05773); among the others where these are too few.
+            - "confident": those at which a learner has the lowest loss after training on all points.
+            - "rded": the same among 300 random points of each group and, on images, among crops of them, each resized to an
+              image, or four side by side in one from 128 pixels on (RDED, arXiv 2312.03526; see `Modality.best`).
         space: of features: "vectors" (what the modality's kernels see), or the name of a learner, whose embedding after training
-            on all points is taken. For "forgetting" the learner that is trained; "vectors" is then the modality's default one.
+            on all points is taken. For "forgetting", "correct", "confident" and "rded" the learner that is trained; "vectors" is
+            then the modality's default one.
         seed: of everything random.
+        options: of `Modality.best`, for "rded": `pool`, and of images `crops`, `factor` and `area`.
 
     Returns:
         A native dataset of the modality, in order of groups.
@@ -66,23 +72,35 @@ def coreset(
     """
     shares = modality.allocate(counts) if isinstance(counts, int) else list(counts)
     rng = generator(seed, "coreset", method)
-    if method == "kmeans":
+    if method == "kmeans" and not options:
         return modality.summary(shares, rng=rng, init="kmeans").export()
-    return modality.pick(choose(modality, shares, method=method, space=space, rng=rng))
+    chosen = choose(modality, shares, method=method, space=space, rng=rng, **options)
+    if chosen.is_floating_point():
+        return modality.summary(shares, rng=rng, init=chosen).export()
+    return modality.pick(chosen)
 
 
 def choose(
-    modality: Modality, counts: Sequence[int], *, method: str, space: str = VECTORS, rng: torch.Generator
+    modality: Modality,
+    counts: Sequence[int],
+    *,
+    method: str,
+    space: str = VECTORS,
+    rng: torch.Generator,
+    **options: Any,
 ) -> Tensor:
     """Positions in `modality.full()` of the points of a coreset, in order of groups; see `coreset`.
 
-    They may be handed to `modality.summary` as `init`.
+    They may be handed to `modality.summary` as `init`. So may what a method of `COMPOSED` gives, which need not be positions.
     """
-    if method not in METHODS:
-        raise unknown_name("coreset method", method, METHODS)
+    if method not in METHODS and method not in COMPOSED:
+        raise unknown_name("coreset method", method, (*METHODS, *COMPOSED))
     if space != VECTORS and space not in modality.learners and not modality.knows(space):
         raise unknown_name("space of a coreset", space, (VECTORS, *modality.learners))
     modality.check_supply(counts)
+    if method in COMPOSED:
+        return COMPOSED[method](modality, counts, space, rng, **options)
+    require(not options, f"method={method!r} of coresets has no options, got {', '.join(options)}.")
     return METHODS[method](modality, counts, space, rng)
 
 
@@ -229,8 +247,20 @@ def _correct(modality: Modality, counts: Sequence[int], space: str, rng: torch.G
     full = modality.full()
     predictor = modality.fit(full, modality.learners[0] if space == VECTORS else space, rng=rng)
     with torch.no_grad():
-        wrong = ~modality.correct(_in_chunks(predictor, predictor, full), full.targets).cpu()
+        wrong = ~modality.correct(in_chunks(predictor, predictor, full), full.targets).cpu()
     return _lowest(modality, counts, wrong.float(), rng)
+
+
+def _confident(modality: Modality, counts: Sequence[int], space: str, rng: torch.Generator) -> Tensor:
+    return _lowest(modality, counts, _teachers(modality, space, rng).losses(modality.full()).cpu(), rng)
+
+
+def _best(modality: Modality, counts: Sequence[int], space: str, rng: torch.Generator, **options: Any) -> Tensor:
+    return modality.best(counts, _teachers(modality, space, rng).losses, rng=rng, **options)
+
+
+def _teachers(modality: Modality, space: str, rng: torch.Generator) -> Teachers:
+    return Teachers(modality, None if space == VECTORS else space, seed=fork(rng))
 
 
 METHODS: dict[str, Callable[[Modality, Sequence[int], str, torch.Generator], Tensor]] = {
@@ -238,12 +268,16 @@ METHODS: dict[str, Callable[[Modality, Sequence[int], str, torch.Generator], Ten
     "herding": _in_space(lambda points, count, rng: herd(points, count)),
     "k-center": _in_space(lambda points, count, rng: spread(points, count)),
     "correct": _correct,
+    "confident": _confident,
     "kmeans-real": _in_space(
         lambda points, count, rng: nearest_members(points, k_means(points, count, rng)),
     ),
     "forgetting": _most_forgotten,
 }
 """How real points can be chosen, by name."""
+
+COMPOSED: dict[str, Callable[..., Tensor]] = {"rded": _best}
+"""How points can be put together from parts of real ones, by name."""
 
 
 @torch.no_grad()
@@ -256,15 +290,7 @@ def features(modality: Modality, space: str, rng: torch.Generator) -> Tensor:
         learner = modality.fit(full, space, rng=rng)
     if not isinstance(learner, Learner):
         raise unknown_name("space of a coreset", space, (VECTORS, *modality.learners))
-    return _in_chunks(learner.embed, learner, full).flatten(1).cpu()
-
-
-def _in_chunks(function: Callable[[Any], Tensor], predictor: Predictor, batch: Batch) -> Tensor:
-    """`function` of all inputs, some at a time unless the predictor has to see them together."""
-    if isinstance(predictor, Learner) and predictor.couples_points:
-        return function(batch.inputs)
-    parts = torch.arange(len(batch), device=batch.groups.device).split(_CHUNK)
-    return torch.cat([function(batch.take(part).inputs) for part in parts])
+    return in_chunks(learner.embed, learner, full).flatten(1).cpu()
 
 
 def _dense(vectors: Tensor, rng: torch.Generator) -> Tensor:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -14,9 +12,9 @@ from torch import Tensor
 
 from datastill.backbones.base import Learner
 from datastill.backbones.training import Protocol, train
-from datastill.bundle import DATA, read_bundle, write_bundle
-from datastill.errors import ArtifactError
+from datastill.bundle import DATA
 from datastill.modalities.base import Modality
+from datastill.objectives.shelf import digest_of, shelved
 from datastill.rng import fork, generator
 
 
@@ -116,8 +114,7 @@ class ExpertBuffer:
             "target": modality.fingerprint(),
             "dtype": str(modality.dtype),
         }
-        digest = hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()
-        self.folder = None if folder is None else folder / digest[:16]
+        self.folder = None if folder is None else folder / digest_of(self.identity)
         self._kept: dict[int, Tensor] = {}
         self._checked: set[int] = set()
 
@@ -129,7 +126,7 @@ class ExpertBuffer:
             return self._kept[number][position]
         shard = self.folder / f"expert-{number:04d}"
         if number not in self._checked:
-            self._make_sure(shard, number)
+            shelved(shard, self.identity, lambda: {"trajectory": self._train(number)}, read=False)
             self._checked.add(number)
         with safetensors.safe_open(shard / DATA, framework="pt") as file:
             row: Tensor = file.get_slice("trajectory")[position : position + 1]
@@ -137,13 +134,3 @@ class ExpertBuffer:
 
     def _train(self, number: int) -> Tensor:
         return train_expert(self.modality, self.plan, seed=fork(generator(self.seed, "expert", number)))
-
-    def _make_sure(self, shard: Path, number: int) -> None:
-        """Check every byte of a shard once, and train it if it is not there, or damaged by a crash."""
-        if shard.exists():
-            try:
-                if read_bundle(shard)[1].get("identity") == self.identity:
-                    return
-            except ArtifactError:
-                pass
-        write_bundle(shard, {"trajectory": self._train(number)}, {"identity": self.identity})

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import inspect
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Generic, ParamSpec, Protocol, TypeVar, cast, get_args
 
@@ -17,7 +17,8 @@ from datastill.errors import check_count, check_device, require
 from datastill.loop import Callback, Event, Result, distill
 from datastill.metrics_log import MetricsLog
 from datastill.modalities.base import Modality, Summary
-from datastill.objectives.coresets import METHODS, VECTORS, RealPoints, choose, coreset
+from datastill.objectives.coresets import COMPOSED, METHODS, VECTORS, RealPoints, choose, coreset
+from datastill.objectives.teachers import Teachers
 from datastill.recipe import Recipe
 from datastill.recipebook import recipes
 from datastill.rng import derive_seed, generator, isolated
@@ -63,7 +64,8 @@ def run_recipe(
     """
     start = {**recipe.summary, **options}
     if recipe.objective is None:
-        given = [*(["steps"] if steps is not None else []), *sorted(set(start) - {"init", "space"})]
+        allowed = set(start) if start.get("labels") == "teacher" else {"init", "space", "labels", "parts"}
+        given = [*(["steps"] if steps is not None else []), *sorted(set(start) - allowed)]
         require(
             not given, f"Recipe {recipe.name!r} takes real points as they are, so {', '.join(given)} cannot be chosen."
         )
@@ -98,7 +100,14 @@ def run_recipe(
 
 
 def first_summary(
-    modality: Modality, counts: Sequence[int], *, seed: int, init: str = "real", space: str = VECTORS, **options: Any
+    modality: Modality,
+    counts: Sequence[int],
+    *,
+    seed: int,
+    init: str = "real",
+    space: str = VECTORS,
+    parts: Mapping[str, Any] | None = None,
+    **options: Any,
 ) -> Summary:
     """What a run begins from: `modality.summary`, whose `init` may also be a method by which `choose` picks real points.
 
@@ -106,14 +115,17 @@ def first_summary(
         modality: the target dataset.
         counts: points of each group.
         seed: of the initial values.
-        init: a name that the modality knows, or one of `coresets.METHODS`.
-        space: of features, for such a method.
+        init: a name that the modality knows, or one of `coresets.METHODS` or `coresets.COMPOSED`.
+        space: of features, or the learner, for such a method.
+        parts: options of such a method.
         options: of the modality's summary.
     """
     rng = generator(seed, "summary")
-    if init in METHODS:
-        index = choose(modality, counts, method=init, space=space, rng=generator(seed, "coreset", init))
-        return modality.summary(counts, rng=rng, init=index, **options)
+    if init in METHODS or init in COMPOSED:
+        drawn = generator(seed, "coreset", init)
+        chosen = choose(modality, counts, method=init, space=space, rng=drawn, **(parts or {}))
+        return modality.summary(counts, rng=rng, init=chosen, **options)
+    require(not parts, f"init={init!r} does not put points together, so parts has to be left out.")
     return modality.summary(counts, rng=rng, init=init, **options)
 
 
@@ -124,14 +136,43 @@ def choose_points(
     seed: int,
     init: str,
     space: str = VECTORS,
+    parts: Mapping[str, Any] | None = None,
+    labels: str = "own",
     validator: str | None = None,
     callbacks: Sequence[Callback] = (),
+    **options: Any,
 ) -> Result:
-    """A `coreset` as the result of a run of no steps, with its validation score."""
+    """A `coreset` as the result of a run of no steps, with its validation score.
+
+    Args:
+        modality: the target dataset.
+        counts: points of each group.
+        seed: of everything random.
+        init: one of `coresets.METHODS` or `coresets.COMPOSED`.
+        space: of features, or the learner.
+        parts: options of the method.
+        labels: "own", or "teacher": distributions that a network gives which was trained on all points.
+        validator: learner or kernel that is trained for the score; None takes the modality's evaluator.
+        callbacks: told of the score, and of the end.
+        options: of the modality's summary, for points with labels of a teacher.
+    """
     began = time.perf_counter()
-    summary = RealPoints(modality, coreset(modality, counts, method=init, space=space, seed=seed))
+    summary: Summary
+    if labels == "teacher":
+        summary = first_summary(
+            modality, counts, seed=seed, init=init, space=space, parts=parts, labels="learned", **options
+        )
+        teachers = Teachers(modality, None if space == VECTORS else space, seed=derive_seed(seed, "teacher"))
+        with torch.no_grad():
+            summary.relabel_(teachers.labels(summary()))
+        summary.to("cpu")
+    else:
+        dataset = coreset(modality, counts, method=init, space=space, seed=seed, **(parts or {}))
+        summary = RealPoints(modality, dataset)
+    with torch.no_grad():
+        batch = summary().to(modality.device)
     with isolated(derive_seed(seed, "validation")):
-        predictor = modality.fit(summary(), validator, rng=generator(seed, "validation"))
+        predictor = modality.fit(batch, validator, rng=generator(seed, "validation"))
         score = modality.score(predictor, "validation")[modality.metric]
     record = {"step": 0, "score": score, "seconds": round(time.perf_counter() - began, 3)}
     for kind in ("validation", "end"):

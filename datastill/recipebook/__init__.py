@@ -3,7 +3,18 @@
 from __future__ import annotations
 
 from datastill.recipe import RecipeBook
-from datastill.recipebook import coresets, distribution, gradient, graph, graphs, image, interactions, shared, text
+from datastill.recipebook import (
+    coresets,
+    decoupled,
+    distribution,
+    gradient,
+    graph,
+    graphs,
+    image,
+    interactions,
+    shared,
+    text,
+)
 
 recipes = RecipeBook(
     [
@@ -16,6 +27,7 @@ recipes = RecipeBook(
         *distribution.RECIPES,
         *gradient.RECIPES,
         *coresets.RECIPES,
+        *decoupled.RECIPES,
     ],
     defaults={
         "image": "image-default",

@@ -14,6 +14,7 @@ from datastill.objectives.gradient_matching import GradientMatching
 from datastill.objectives.kernel_ridge import KernelRidge
 from datastill.objectives.layer_matching import LayerMatching
 from datastill.objectives.meta_model import UnrolledTraining
+from datastill.objectives.statistics_matching import StatisticsMatching
 from datastill.objectives.trajectory_matching import TrajectoryMatching
 
 OBJECTIVES: dict[str, Callable[[], Objective]] = {
@@ -51,6 +52,10 @@ OBJECTIVES: dict[str, Callable[[], Objective]] = {
         kernel="features", ridge=5e-3, real_size=5, learners=2, draw="gaussian", platt=True
     ),
     "layer-matching": lambda: LayerMatching(real_size=5, query_size=6, window=2, max_matches=3, max_epochs=3),
+    "statistics-matching": lambda: StatisticsMatching(teacher_steps=5, weight=1.0),
+    "statistics-matching/several": lambda: StatisticsMatching(
+        teachers=2, teacher_steps=3, synthetic_limit=4, weight=0.1
+    ),
     "unrolled": lambda: UnrolledTraining(inner_steps=4, inner_lr=0.1, real_size=5),
     "unrolled/dd": lambda: UnrolledTraining(
         inner_steps=3, inner_lr=0.1, lr_per_step=True, momentum=0.5, inner_batch=3, weight_decay=0.01, augment=True
