@@ -18,7 +18,14 @@ if TYPE_CHECKING:
     from datastill.modalities.base import Modality
 
 SETTINGS = "run.json"
-_SCORING = ("quiet", "seeds", "learners", "protocol", "out")  # options that do not change what is distilled
+_SCORING = (
+    "quiet",
+    "seeds",
+    "learners",
+    "protocol",
+    "baselines",
+    "out",
+)  # options that do not change what is distilled
 
 # For each kind of data: the function that condenses it, and the one that finds it.
 _KINDS = {
@@ -44,13 +51,15 @@ def condense(kind: str, arguments: Sequence[str]) -> None:
     folder = Path(options["out"])
 
     from datastill import artifact, processes
-    from datastill.evaluation import evaluate
+    from datastill.evaluation import baseline_methods, evaluate
 
+    baselines = _baselines(options["baselines"])
+    baseline_methods(baselines)  # a wrong name is said before the work, not after
     found = source(**{name: options[name] for name in from_source}, **_seed(source, options))
     chosen = {name: options[name] for name in from_function}
     job = function.job(**found, **chosen, out=folder, progress=not options["quiet"])
     if options["protocol"] is not None:
-        job.modality.published_protocol(options["protocol"])  # a wrong name is said before the work, not after
+        job.modality.published_protocol(options["protocol"])
     if job.modality.scope():
         print(f"Scope: {job.modality.scope()}.")
     result = job.run()
@@ -62,6 +71,7 @@ def condense(kind: str, arguments: Sequence[str]) -> None:
             result,
             seeds=options["seeds"],
             learners=_listed(options["learners"]),
+            baselines=baselines,
             protocol=options["protocol"],
             progress=not options["quiet"] and processes.is_main(),
         )
@@ -72,7 +82,7 @@ def condense(kind: str, arguments: Sequence[str]) -> None:
 
 
 def evaluate_run(arguments: Sequence[str]) -> None:
-    """Score the summary in a run folder with other learners or more seeds; scores of other learners are kept."""
+    """Score the summary in a run folder with other learners, baselines or more seeds; all other scores are kept."""
     from datastill import artifact
     from datastill.evaluation import evaluate
 
@@ -100,13 +110,14 @@ def evaluate_run(arguments: Sequence[str]) -> None:
         modality,
         seeds=options["seeds"],
         learners=_listed(options["learners"]),
+        baselines=_baselines(options["baselines"]),
         protocol=options["protocol"],
         progress=not options["quiet"],
     )
     print(evaluation.table())
     found, before = evaluation.to_json(), stored.evaluation or {}
-    now = {(row.learner, row.protocol) for row in evaluation.rows}
-    rows = [row for row in before.get("rows", []) if (row["learner"], row.get("protocol")) not in now]
+    now = {(row.data, row.learner, row.protocol) for row in evaluation.rows}
+    rows = [row for row in before.get("rows", []) if (row["data"], row["learner"], row.get("protocol")) not in now]
     merged = {**found, "rows": [*rows, *found["rows"]], "rules": {**before.get("rules", {}), **found["rules"]}}
     stored = artifact.save(dataclasses.replace(stored, evaluation=merged), artifact.find_artifact(folder))
     _finish(folder, stored)
@@ -182,6 +193,13 @@ def _add_evaluation(parser: Parser) -> None:
         "--learners", type=str | None, default=None, help="what to train, as a,b; default: the usual one"
     )
     parser.add_argument(
+        "--baselines",
+        type=str | None,
+        default=None,
+        help="real points scored beside the summary and the full data, as a,b out of random, herding, k-center, kmeans-real, "
+        "forgetting, correct, confident and rded; none leaves them and the full data out; default: random",
+    )
+    parser.add_argument(
         "--protocol",
         type=str | None,
         default=None,
@@ -192,6 +210,12 @@ def _add_evaluation(parser: Parser) -> None:
 
 def _listed(learners: str | None) -> list[str] | None:
     return None if learners is None else [name.strip() for name in learners.split(",")]
+
+
+def _baselines(given: str | None) -> bool | list[str]:
+    if given is None or given.strip() == "none":
+        return given is None
+    return _listed(given) or []
 
 
 def _write_settings(folder: Path, kind: str, options: dict[str, Any]) -> None:

@@ -16,7 +16,7 @@ from datastill.artifact import Artifact
 from datastill.backbones.base import Predictor
 from datastill.backbones.batch import Batch
 from datastill.backbones.training import Protocol
-from datastill.errors import InputError, check_count, unknown_name
+from datastill.errors import InputError, check_count, require, unknown_name
 from datastill.loop import Result
 from datastill.modalities.base import Modality, Published, Size, Summary
 from datastill.objectives.coresets import COMPOSED, METHODS, coreset
@@ -165,10 +165,7 @@ def evaluate(
         if not target.knows(name):
             raise unknown_name(f"{target.kind} learner", name, (*target.learners, *target.kernels, *target.fitted))
 
-    methods = (("random",) if baselines else ()) if isinstance(baselines, bool) else tuple(baselines)
-    for method in methods:
-        if method not in METHODS and method not in COMPOSED:
-            raise unknown_name("baseline", method, (*METHODS, *COMPOSED))
+    methods = baseline_methods(baselines)
     target.check_split("test")
 
     # Each entry: what it is, its batch for a seed, and its size.
@@ -216,6 +213,21 @@ def evaluate(
             seconds = time.perf_counter() - began
             rows.append(Row(what, name, scores, size.points, size.nbytes, seconds, rules.name))
     return Evaluation(target.metric, rows, rules.stated())
+
+
+def baseline_methods(baselines: bool | Sequence[str]) -> tuple[str, ...]:
+    """The methods of `coreset` that the argument `baselines` of `evaluate` stands for.
+
+    Raises:
+        InputError: for a name that is not one of them.
+    """
+    if isinstance(baselines, bool):
+        return ("random",) if baselines else ()
+    require(not isinstance(baselines, str), f"baselines must be a list of names, such as [{baselines!r}].")
+    for method in baselines:
+        if method not in METHODS and method not in COMPOSED:
+            raise unknown_name("baseline", method, (*METHODS, *COMPOSED))
+    return tuple(baselines)
 
 
 @dataclass(frozen=True)

@@ -75,7 +75,7 @@ def test_the_version(shell: Shell) -> None:
         ("graph", ("--data", "--ratio", "--root", "--download", "--recipe")),
         ("graphs", ("--data", "--per-class", "--nodes", "--adjacency")),
         ("interactions", ("--data", "--users", "--min-rating")),
-        ("evaluate", ("run", "--learners", "--data")),
+        ("evaluate", ("run", "--learners", "--data", "--baselines", "k-center")),
         ("report", ("run",)),
         ("recipes", ("name",)),
         ("demo", ("--out", "--seed", "--quick")),
@@ -114,6 +114,7 @@ def test_as_a_module_and_as_a_command() -> None:
         (("report", "nowhere"), "not a run folder"),
         (("report",), "Needed and not given: run"),
         (("evaluate", "nowhere"), "no datastill bundle"),
+        (("image", "--data", "digits", "--baselines", "herdin"), "Unknown baseline 'herdin'. Did you mean 'herding'?"),
         (("evaluate", "nowhere", "--seeds", "0"), "seeds must be at least 1"),
         (("image", "--data", "digits", "--protocol", "dsaa", "--quiet"), "Did you mean 'dsa'"),
     ],
@@ -187,6 +188,19 @@ def test_a_log_is_distilled_scored_and_reported(shell: Shell, logs: Path, tmp_pa
     assert again.evaluation is not None
     assert [row for row in again.evaluation["rows"] if row["learner"] != "nngp"] == stored.evaluation["rows"]
     assert "nngp" in {row["learner"] for row in again.evaluation["rows"]}
+
+    # Or other baselines: what was scored before stays.
+    before = [row for row in again.evaluation["rows"] if row["data"] == "random subset"]
+    assert shell("evaluate", str(out), "--seeds", "1", "--baselines", "herding, k-center", "--quiet") == 0
+    assert "herding subset" in shell.out
+    assert "random subset" not in shell.out
+    further = datastill.load(out).evaluation
+    assert further is not None
+    assert [row for row in further["rows"] if row["data"] == "random subset"] == before
+    assert {row["data"] for row in further["rows"]} >= {"herding subset", "k-center subset", "full data"}
+    assert shell("evaluate", str(out), "--seeds", "1", "--baselines", "none", "--quiet") == 0
+    assert "subset" not in shell.out
+    assert "full data" not in shell.out
 
     assert shell("evaluate", str(out), "--protocol", "dsa", "--quiet") == 2
     assert "interactions data have no published protocols" in shell.err
