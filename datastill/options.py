@@ -31,6 +31,10 @@ class Parser(ArgumentParser):
         options = [text for action in self._actions for text in action.option_strings if text.startswith("--")]
         if wrong_type:
             wanted = re.sub(r"<class '(\w+)'>", r"\1", wrong_type[2])
+            kinds = [kind for kind in re.findall(r"Expected an? (\w+)", wanted) if kind != "NoneType"]
+            value = re.search(r"Given value: (.*)", wanted)
+            if "Union subtypes" in wanted and kinds and value:  # an option that may be left out
+                wanted = f"Expected a {' or '.join(kinds)}, got {value[1]}"
             said = f"{self._shown(wrong_type[1])}: {wanted}"
         elif missing:
             said = f"Needed and not given: {', '.join(map(self._shown, missing[1].split(', ')))}"

@@ -21,7 +21,7 @@ from datastill.backbones.ridge import ridge_solve
 from datastill.backbones.training import Centred, Protocol, train
 from datastill.errors import InputError, check_count, require, unknown_name
 from datastill.modalities.published import Published
-from datastill.rng import fork, isolated
+from datastill.rng import fork, generator, isolated
 
 __all__ = ["Batch", "Modality", "Published", "Size", "Split", "Summary"]
 
@@ -467,6 +467,15 @@ class Modality(ABC):
     @abstractmethod
     def size(self, dataset: Any) -> Size:
         """Points and stored bytes of a native dataset."""
+
+    def stored_bytes(self, counts: Sequence[int], **options: Any) -> int:
+        """Bytes that a summary of `counts[g]` points of each group takes when it is exported, before anything is optimised.
+
+        Args:
+            counts: points of each group.
+            options: of `summary`, but for `init`.
+        """
+        return self.size(self.summary(counts, rng=generator("stored bytes"), **options).export()).nbytes
 
     @abstractmethod
     def full_size(self) -> Size:

@@ -49,12 +49,17 @@ class Codec:
     @property
     def bits(self) -> int:
         """Of one number, before entropy coding and without the steps of blocks."""
-        return _BITS[self.name.removesuffix("-entropy")]
+        return _BITS[self.plain]
 
     @property
     def entropy(self) -> bool:
         """Whether symbols are entropy-coded."""
         return self.name.endswith("-entropy")
+
+    @property
+    def plain(self) -> str:
+        """The name of the same codec without entropy coding, whose bytes depend on nothing but shapes."""
+        return self.name.removesuffix("-entropy")
 
     def through(self, values: Tensor) -> Tensor:
         """`values` as they will be read back, with the gradient of `values`."""

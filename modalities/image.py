@@ -26,14 +26,15 @@ from datastill.modalities.image_generators import Hallucinators
 from datastill.modalities.image_protocols import PUBLISHED, STRATEGIES
 from datastill.modalities.image_protocols import strategy as apply_strategy
 from datastill.modalities.image_scale import PixelScale
-from datastill.modalities.image_storages import OPTIONS, check_storage, make_storage
+from datastill.modalities.image_storages import FITTED, OPTIONS, check_storage, make_storage
 from datastill.modalities.image_stored import StoredImages, decode_images
 from datastill.modalities.image_styles import StyleAdversary
 from datastill.modalities.image_summary import ImageSummary
-from datastill.rng import fork
+from datastill.rng import fork, generator
 
 INITS = ("real", "noise", "kmeans")
 _CHUNK = 1024  # held-out images a batch
+_SLACK = 64  # bytes
 _CLUSTERED = 2000  # images of a class, at most, that k-means looks at
 
 
@@ -319,6 +320,15 @@ class ImageModality(ClassificationModality):
             return Size(len(dataset), len(dataset.coded))
         given = labelled_images(dataset, name="dataset")
         return Size(len(given), _bytes_of(given))
+
+    def stored_bytes(self, counts: Sequence[int], *, codec: str | None = None, **options: Any) -> int:
+        """Bytes that `counts[c]` images of each class take at most, whatever their pixels are and entropy coding saves."""
+        plain = None if codec is None else Codec(codec).plain
+        if options.get("storage") in FITTED:
+            options = {**options, "fit": 0}
+        made = self.summary(counts, rng=generator("stored bytes"), init="noise", codec=plain, **options)
+        # Entropy coding keeps what it does not shorten, behind one byte; lengths in the header may have other digits.
+        return self.size(made.export()).nbytes + (_SLACK if made.coded else 0)
 
     def full_size(self) -> Size:
         """The training images (without validation), counted as by `size`."""

@@ -20,6 +20,8 @@ STORAGES: dict[str, tuple[type[Storage], tuple[str, ...]]] = {
     "codes": (LatentCodes, ("decoders", "channels", "width", "fit")),
 }
 """By name: the storage and its options."""
+FITTED = tuple(name for name, (_, options) in STORAGES.items() if "fit" in options)
+"""Those whose first values are looked for by training."""
 OPTIONS = tuple(dict.fromkeys(option for _, options in STORAGES.values() for option in options))
 
 
@@ -45,6 +47,13 @@ def check_storage(name: str, counts: Sequence[int], options: dict[str, float]) -
             f"storage={name!r} makes {share} images of each stored one, so the images of every class must be a multiple of "
             f"{share}, got {count} for class {group}: ask for {near}.",
         )
+
+
+def shared(name: str, options: dict[str, float]) -> int:
+    """How many images come from one stored unit of the storage `name`; an `InputError` for an unknown one."""
+    if name not in STORAGES:
+        raise unknown_name("storage", name, STORAGES)
+    return STORAGES[name][0].share(**{key: value for key, value in options.items() if key in STORAGES[name][1]})
 
 
 def make_storage(name: str, images: Tensor, options: dict[str, float], *, seed: int = 0) -> Storage:

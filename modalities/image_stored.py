@@ -20,11 +20,10 @@ from datastill.errors import ArtifactError
 from datastill.modalities.codec import NAMES, Codec
 from datastill.modalities.image_scale import PixelScale
 from datastill.modalities.image_storage import Storage
-from datastill.modalities.image_storages import STORAGES, make_storage
+from datastill.modalities.image_storages import FITTED, STORAGES, make_storage
 
 _MAGIC = b"STIL1"
 _MOST = 2**31  # numbers of the decoded images, at most, that a file is believed to hold
-_NO_FIT = ("hallucinators", "codes")  # whose first values need not be looked for where stored ones replace them
 
 
 class StoredImages(TensorDataset):
@@ -170,7 +169,7 @@ def _decode(data: bytes) -> StoredImages:
 
 def _blank(name: str, shape: tuple[int, ...], options: Mapping[str, Any]) -> Storage:
     """A storage of the right shapes, whatever its numbers."""
-    without = {"fit": 0} if name in _NO_FIT else {}
+    without = {"fit": 0} if name in FITTED else {}  # first values need not be looked for where stored ones replace them
     return make_storage(name, torch.zeros(shape), {**options, **without})
 
 

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import inspect
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Generic, ParamSpec, Protocol, TypeVar, cast, get_args
@@ -46,6 +47,7 @@ def run_recipe(
     device: str | torch.device | None = None,
     progress: bool = True,
     callbacks: Sequence[Callback] = (),
+    nbytes: int | None = None,
     **options: Any,
 ) -> Result:
     """Distil `modality` into a summary of `counts` points a group by `recipe`.
@@ -60,6 +62,7 @@ def run_recipe(
         device: where to compute.
         progress: whether a progress bar is shown.
         callbacks: further ones.
+        nbytes: the bytes that the counts were made for; a warning says if the export takes more.
         options: of `modality.summary`, in place of the recipe's.
     """
     start = {**recipe.summary, **options}
@@ -92,6 +95,13 @@ def run_recipe(
     result.recipe, result.seed = recipe.name, seed
     if modality.scope():
         result.learned["scope"] = modality.scope()
+    if nbytes is not None:
+        takes = modality.size(result.export()).nbytes
+        if takes > nbytes:
+            text = (
+                f"The summary takes {takes:,} bytes, more than the {nbytes:,} asked for: its content decides how many."
+            )
+            warnings.warn(text, stacklevel=2)
     if folder is not None and processes.is_main():
         from datastill.artifact import save
 

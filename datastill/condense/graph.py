@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
+from datastill.budget import most_points, one_budget
 from datastill.condense.common import Job, condenser, find_recipe
-from datastill.errors import check_count, check_ratio, require, unknown_name
+from datastill.errors import unknown_name
 from datastill.modalities.graph import ADJACENCIES, GraphModality
 from datastill.modalities.graph_data import SplitChoice
 from datastill.recipe import Recipe
@@ -27,6 +28,7 @@ def condense_graph(
     ratio: float | None = None,
     nodes: int | None = None,
     per_class: int | None = None,
+    nbytes: int | None = None,
     adjacency: Literal["none", "learned", "bernoulli"] | None = None,
     recipe: str | Recipe | None = None,
     split: SplitChoice = 0,
@@ -41,7 +43,7 @@ def condense_graph(
 ) -> Job[Any]:
     """Distil a graph whose nodes have classes into a small one on which any graph network trains almost as well.
 
-    Give exactly one of `ratio`, `nodes` and `per_class`. With `ratio` and `nodes` the classes share the budget as they
+    Give exactly one of `ratio`, `nodes`, `per_class` and `nbytes`. With all but `per_class` the classes share the budget as they
     share the training nodes, at least one node each.
 
     Args:
@@ -51,6 +53,8 @@ def condense_graph(
             2,708 nodes 0.013 is 35 nodes, a quarter of its 140 training nodes.
         nodes: synthetic nodes in all.
         per_class: synthetic nodes of each class.
+        nbytes: most bytes that the result may take, features, edges and labels. Learned edges are as many as those that it
+            begins from; a warning says if more come out.
         adjacency: edges of the result, in place of the recipe's choice: "none" (networks read its features as already
             propagated), "learned" from features, or "bernoulli" (free).
         recipe: one of `datastill.recipes` for graphs, or None for the default.
@@ -78,18 +82,7 @@ def condense_graph(
     Raises:
         InputError: for data or arguments that cannot be used, before work starts.
     """
-    budgets = {"ratio": ratio, "nodes": nodes, "per_class": per_class}
-    given = [name for name, value in budgets.items() if value is not None]
-    require(
-        len(given) == 1,
-        f"Give exactly one of ratio, nodes and per_class, got {', '.join(given) if given else 'none of them'}.",
-    )
-    if ratio is not None:
-        check_ratio("ratio", ratio)
-    if nodes is not None:
-        check_count("nodes", nodes)
-    if per_class is not None:
-        check_count("per_class", per_class)
+    one_budget(needed=True, ratio=ratio, nodes=nodes, per_class=per_class, nbytes=nbytes)
     chosen = find_recipe(recipe, "graph")
     if adjacency is not None:
         chosen = _with_adjacency(chosen, adjacency)
@@ -104,12 +97,13 @@ def condense_graph(
         cache = Path(out) / "propagated"
     modality = GraphModality(data, split=split, setting=setting, unlabelled=unlabelled, cache=cache, seed=seed)
     if per_class is not None:
-        counts = [per_class] * modality.num_classes
+        counts: Sequence[int] = [per_class] * modality.num_classes
+    elif nbytes is not None:
+        least, most = modality.num_classes, sum(modality.full_sizes)
+        counts = most_points(modality, chosen, nbytes, modality.allocate, least=least, most=most)
     else:
-        counts = modality.allocate(
-            int(ratio * modality.num_nodes) if nodes is None and ratio is not None else nodes or 0
-        )
-    options = {"seed": seed, "steps": steps, "out": out, "device": device, "progress": progress}
+        counts = modality.allocate((nodes or 0) if ratio is None else int(ratio * modality.num_nodes))
+    options = {"seed": seed, "steps": steps, "out": out, "device": device, "progress": progress, "nbytes": nbytes}
     return Job(modality, counts, chosen, options)
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
+from datastill.budget import most_points, one_budget
 from datastill.condense.common import Job, condenser, find_recipe
 from datastill.errors import check_count, unknown_name
 from datastill.modalities.graphs import ADJACENCIES, GraphsModality
@@ -20,7 +21,8 @@ from datastill.recipe import Recipe
 def condense_graphs(
     data: Any,
     *,
-    per_class: int = 10,
+    per_class: int | None = None,
+    nbytes: int | None = None,
     nodes: int | None = None,
     adjacency: Literal["bernoulli", "none"] | None = None,
     recipe: str | Recipe | None = None,
@@ -38,7 +40,9 @@ def condense_graphs(
     Args:
         data: a PyG dataset or a list of `torch_geometric.data.Data` with edge_index, one class in y, and x. Where no graph
             has x a node is its degree, one-hot, and that is the x of the synthetic graphs. Nothing is changed.
-        per_class: graphs of each class in the result, at least 1.
+        per_class: graphs of each class in the result, at least 1; None is 10, or as many as fit into `nbytes`.
+        nbytes: most bytes that the result may take, in place of `per_class`. Edges are as many as those that it begins from; a
+            warning says if more come out.
         nodes: nodes of the largest synthetic graph; None is the mean of the training graphs.
         adjacency: edges of the result, in place of the recipe's choice: "bernoulli" (free) or "none" (networks read the
             features as already propagated).
@@ -61,7 +65,7 @@ def condense_graphs(
     Raises:
         InputError: for data or arguments that cannot be used, before work starts.
     """
-    check_count("per_class", per_class)
+    one_budget(per_class=per_class, nbytes=nbytes)
     chosen = find_recipe(recipe, "graphs")
     if adjacency is not None:
         chosen = _with_adjacency(chosen, adjacency)
@@ -69,8 +73,12 @@ def condense_graphs(
         chosen = dataclasses.replace(chosen, summary={**chosen.summary, "nodes": check_count("nodes", nodes)})
     target = {**chosen.target, **({} if integers is None else {"integers": integers})}
     modality = GraphsModality(data, split=split, metric=metric, seed=seed, **target)
-    options = {"seed": seed, "steps": steps, "out": out, "device": device, "progress": progress}
-    return Job(modality, [per_class] * modality.num_groups, chosen, options)
+    counts: Sequence[int] = [per_class or 10] * modality.num_groups
+    if nbytes is not None:
+        most = min(modality.group_sizes)
+        counts = most_points(modality, chosen, nbytes, lambda count: [count] * modality.num_groups, most=most)
+    options = {"seed": seed, "steps": steps, "out": out, "device": device, "progress": progress, "nbytes": nbytes}
+    return Job(modality, counts, chosen, options)
 
 
 def _with_adjacency(recipe: Recipe, adjacency: str) -> Recipe:

@@ -8,10 +8,12 @@ from typing import Any
 import torch
 from torch.utils.data import TensorDataset
 
+from datastill.budget import CODECS, finest_codec, most_points
 from datastill.condense.common import Job, condenser, find_recipe
 from datastill.errors import check_count
 from datastill.modalities.augmentation import NO_FLIP
 from datastill.modalities.image import ImageModality
+from datastill.modalities.image_storages import shared
 from datastill.recipe import Recipe
 
 
@@ -20,7 +22,8 @@ def condense_images(
     data: Any,
     labels: Any = None,
     *,
-    per_class: int = 10,
+    per_class: int | None = None,
+    nbytes: int | None = None,
     recipe: str | Recipe | None = None,
     validation: Any = None,
     test: Any = None,
@@ -40,7 +43,9 @@ def condense_images(
             `labels`; a pair (images, labels); any `Dataset` of (image, label) with PIL images, tensors or arrays; or
             the path of a folder with one subfolder a class.
         labels: class ids 0, 1, ... for a tensor or an array.
-        per_class: images of each class in the result, at least 1.
+        per_class: images of each class in the result, at least 1; None is 10, or as many as fit into `nbytes`.
+        nbytes: most bytes that the result may take, labels included. With `per_class` too it decides the precision of what is
+            stored: the finest codec by which so many images fit, unless `codec` is given.
         recipe: one of `datastill.recipes` for images, or None for the default.
         validation: the share of the images that is set apart to select the summary, in (0, 1), or validation images
             in any form of `data`; None is a tenth, at most 5000.
@@ -66,10 +71,32 @@ def condense_images(
     Raises:
         InputError: for data or arguments that cannot be used, before work starts.
     """
-    check_count("per_class", per_class)
+    for name, number in (("per_class", per_class), ("nbytes", nbytes)):
+        if number is not None:
+            check_count(name, number)
     chosen = find_recipe(recipe, "image")
     modality = ImageModality(data, labels, validation=validation, test=test, augmentation=augmentation, seed=seed)
-    counts = [per_class] * modality.num_groups
+    stored = {name: value for name, value in (("storage", storage), ("codec", codec)) if value is not None}
+    if nbytes is not None:
+        per_class, found = _into_bytes(modality, chosen, nbytes, per_class, stored)
+        stored |= found
+    counts = [per_class or 10] * modality.num_groups
     options: dict[str, Any] = {"seed": seed, "steps": steps, "out": out, "device": device, "progress": progress}
-    options |= {name: value for name, value in (("storage", storage), ("codec", codec)) if value is not None}
-    return Job(modality, counts, chosen, options)
+    return Job(modality, counts, chosen, {**options, **stored, "nbytes": nbytes})
+
+
+def _into_bytes(
+    modality: ImageModality, recipe: Recipe, nbytes: int, per_class: int | None, stored: dict[str, Any]
+) -> tuple[int, dict[str, Any]]:
+    """Images a class that fit into `nbytes`, and the codec by which they do if it had to be chosen."""
+    start = {**recipe.summary, **stored}
+    if per_class is None:
+        share = shared(start.get("storage", "pixels"), start)
+        most = max(1, min(modality.group_sizes) // share)
+        counts = most_points(
+            modality, recipe, nbytes, lambda units: [units * share] * modality.num_groups, most=most, **stored
+        )
+        return counts[0], {}
+    codecs = CODECS if recipe.objective is not None and "codec" not in start else [None]
+    found = finest_codec(modality, recipe, nbytes, [per_class] * modality.num_groups, codecs, **stored)
+    return per_class, {} if found is None else {"codec": found}

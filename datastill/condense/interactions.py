@@ -8,19 +8,24 @@ from typing import Any
 
 import torch
 
+from datastill.budget import most_points, one_budget
 from datastill.condense.common import Job, condenser, find_recipe
-from datastill.errors import InputError, check_count
-from datastill.modalities.interactions import InteractionsModality
+from datastill.errors import InputError, check_count, require
+from datastill.modalities.interactions import PAIR_BYTES, InteractionsModality
 from datastill.modalities.interactions_table import Interactions
 from datastill.recipe import Recipe
+
+_USERS = 500
+_WEIGHTED_BYTES = PAIR_BYTES + 4  # a row with its weight
 
 
 @condenser
 def condense_interactions(
     logs: Any,
     *,
-    users: int = 500,
+    users: int | None = None,
     interactions: int | None = None,
+    nbytes: int | None = None,
     recipe: str | Recipe | None = None,
     user_column: str | None = None,
     item_column: str | None = None,
@@ -47,9 +52,12 @@ def condense_interactions(
     Args:
         logs: .parquet, .csv, .tsv or RecBole .inter files (a path, a list of paths, a folder or a glob pattern), a pandas,
             polars or Arrow table, or a SciPy sparse matrix (users, items).
-        users: synthetic users in the result, at least 1 and at most the number of real ones.
+        users: synthetic users in the result, at least 1 and at most the number of real ones; None is 500, or fewer if no more
+            fit into `nbytes`.
         interactions: rows in the result, at least one a synthetic user; None is as many as so many real users have on average.
             For recipes of weighted rows, as the default is.
+        nbytes: most bytes that the result may take, in place of `interactions`: of a weighted row 12, of one without weight 8
+            (integer ids; others are counted as such).
         recipe: one of `datastill.recipes` for interactions, or None for the default.
         user_column: name of the column of user ids, integers or strings; None finds the usual names.
         item_column: name of the column of item ids, likewise.
@@ -82,7 +90,9 @@ def condense_interactions(
     Raises:
         InputError: for logs or arguments that cannot be used, before work starts.
     """
-    check_count("users", users)
+    if users is not None:
+        check_count("users", users)
+    one_budget(interactions=interactions, nbytes=nbytes)
     chosen = find_recipe(recipe, "interactions")
     modality = InteractionsModality.from_logs(
         logs,
@@ -103,11 +113,24 @@ def condense_interactions(
         seed=seed,
         **chosen.target,
     )
+    weighted = chosen.summary.get("sampler") == "weights"
+    most = min(len(modality.trained), _USERS) if users is None else users
+    if nbytes is not None and weighted:
+        interactions = nbytes // _WEIGHTED_BYTES
+        users = min(most, interactions) if users is None else users
+        require(
+            interactions >= max(1, users),
+            f"nbytes={nbytes:,} is too little for {max(1, users):,} users: each needs a row, of {_WEIGHTED_BYTES} bytes.",
+        )
+    elif nbytes is not None:
+        (users,) = most_points(
+            modality, chosen, nbytes, lambda count: [count], least=1 if users is None else users, most=most
+        )
     if interactions is not None:
-        if chosen.summary.get("sampler") != "weights":
+        if not weighted:
             raise InputError(
                 f"interactions is for recipes of weighted rows; recipe {chosen.name!r} exports rows by users."
             )
         chosen = dataclasses.replace(chosen, summary={**chosen.summary, "interactions": interactions})
-    options = {"seed": seed, "steps": steps, "out": out, "device": device, "progress": progress}
-    return Job(modality, [users], chosen, options)
+    options = {"seed": seed, "steps": steps, "out": out, "device": device, "progress": progress, "nbytes": nbytes}
+    return Job(modality, [_USERS if users is None else users], chosen, options)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from datastill.budget import most_points, one_budget
 from datastill.condense.common import Job, condenser, find_recipe
-from datastill.errors import check_count
 from datastill.modalities.text import Embeddings, TextDataset, TextModality
 from datastill.recipe import Recipe
 
@@ -19,7 +19,8 @@ def condense_text(
     texts: Any,
     labels: Any = None,
     *,
-    per_class: int = 5,
+    per_class: int | None = None,
+    nbytes: int | None = None,
     embeddings: Embeddings | Mapping[str, Any] | str | Path | None = None,
     recipe: str | Recipe | None = None,
     validation: Any = None,
@@ -37,7 +38,9 @@ def condense_text(
     Args:
         texts: training texts (with `labels`), a pair (texts, labels), or a dataset with columns "text" and "label".
         labels: one integer or string a text.
-        per_class: texts of each class in the result, at least 1.
+        per_class: texts of each class in the result, at least 1; None is 5, or as many as fit into `nbytes`.
+        nbytes: most bytes that the result may take, in place of `per_class`. Lengths of words are those of the texts that it
+            begins from; a warning says if the words that come out are longer.
         embeddings: token vectors: None builds them from the texts; or a file of word vectors, a mapping of words to vectors,
             a Hugging Face model's name or folder.
         recipe: one of `datastill.recipes` for text, or None for the default.
@@ -58,7 +61,7 @@ def condense_text(
     Raises:
         InputError: for data or arguments that cannot be used, before work starts.
     """
-    check_count("per_class", per_class)
+    one_budget(per_class=per_class, nbytes=nbytes)
     chosen = find_recipe(recipe, "text")
     modality = TextModality(
         texts,
@@ -70,6 +73,9 @@ def condense_text(
         download=download,
         seed=seed,
     )
-    counts = [per_class] * modality.num_groups
-    options = {"seed": seed, "steps": steps, "out": out, "device": device, "progress": progress}
+    counts: Sequence[int] = [per_class or 5] * modality.num_groups
+    if nbytes is not None:
+        most = min(modality.group_sizes)
+        counts = most_points(modality, chosen, nbytes, lambda count: [count] * modality.num_groups, most=most)
+    options = {"seed": seed, "steps": steps, "out": out, "device": device, "progress": progress, "nbytes": nbytes}
     return Job(modality, counts, chosen, options)

@@ -55,6 +55,17 @@ RECIPES = [
         },
     ),
     Recipe(
+        name="sre2l-kmeans",
+        title="the same from the centres of k-means, by a network without batch normalisation",
+        paper="",
+        modalities=("image",),
+        objective="statistics-matching",
+        settings={"weight": 0.1, "first_weight": 10.0, "augment": False},
+        summary={"init": "kmeans", "labels": "learned"},
+        steps=300,
+        lr=0.05,
+    ),
+    Recipe(
         name="rded",
         title="the crops of real images, or the real points, at which a trained network has the lowest loss, with its labels",
         paper="Sun et al., CVPR 2024, arXiv 2312.03526",

@@ -194,7 +194,7 @@ def test_odd_graphs(what: str, setting: Any) -> None:
 @pytest.mark.parametrize(
     ("options", "match"),
     [
-        ({}, "exactly one of ratio, nodes and per_class, got none"),
+        ({}, "exactly one of ratio, nodes, per_class and nbytes, got none"),
         ({"ratio": 0.1, "nodes": 5}, "got ratio, nodes"),
         ({"ratio": 0.0}, r"ratio must be a number in \(0, 1\]"),
         ({"ratio": 1.5}, r"ratio must be a number in \(0, 1\]"),

@@ -1,0 +1,174 @@
+"""Budgets in bytes: as many points as fit and no more, by every front door."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from datastill import condense_graph, condense_images, condense_interactions, condense_text, recipes
+from datastill.budget import finest_codec, most_points
+from datastill.checks import ToyModality
+from datastill.errors import InputError
+from datastill.recipe import Recipe
+from datastill.rng import generator
+
+RECIPE = Recipe("toy", "", "", ("toy",), objective="kernel-ridge", summary={"init": "noise"})
+
+
+def images(classes: int = 2, each: int = 40, *, eight_bit: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
+    pixels = torch.rand(classes * each, 1, 6, 5, generator=generator("budget"))
+    return (pixels * 255).to(torch.uint8) if eight_bit else pixels, torch.arange(classes).repeat_interleave(each)
+
+
+class Measured(ToyModality):
+    """Whose summaries take 7 bytes a point and 30 besides."""
+
+    asked = 0
+
+    def stored_bytes(self, counts: Sequence[int], **options: Any) -> int:
+        assert not options
+        self.asked += 1
+        return 30 + 7 * sum(counts)
+
+
+@pytest.mark.parametrize("nbytes", [51, 52, 71, 72, 73, 200, 1000, 10**9])
+def test_the_most_points_are_those_of_a_plain_search(nbytes: int) -> None:
+    modality = Measured()
+    found = most_points(modality, RECIPE, nbytes, lambda size: [size] * 3, most=40)
+    plain = max(size for size in range(1, 41) if 30 + 21 * size <= nbytes)
+    assert list(found) == [plain] * 3
+    assert modality.asked <= 14  # some doublings and halvings
+
+
+def test_too_few_bytes_are_refused_with_how_many_it_takes() -> None:
+    with pytest.raises(InputError, match=r"nbytes=50 is too little: .* 3 points, takes 51 bytes"):
+        most_points(Measured(), RECIPE, 50, lambda size: [size] * 3, most=40)
+    with pytest.raises(InputError, match="nbytes must be"):
+        most_points(Measured(), RECIPE, 0, lambda size: [size] * 3, most=40)
+
+
+@pytest.mark.parametrize("eight_bit", [False, True])
+def test_images_as_many_as_fit(eight_bit: bool) -> None:
+    # 30 pixels of 1 or 4 bytes and a label of 8; two classes.
+    takes = 2 * (30 * (1 if eight_bit else 4) + 8)
+    for nbytes, each in ((takes, 1), (5 * takes - 1, 4), (5 * takes, 5)):
+        small = condense_images(*images(eight_bit=eight_bit), nbytes=nbytes, recipe="random", progress=False)
+        assert len(small) == 2 * each
+    with pytest.raises(InputError, match="nbytes=100 is too little"):
+        condense_images(*images(eight_bit=False), nbytes=100, recipe="random", progress=False)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"codec": "int4"},
+        {"codec": "int8-entropy"},
+        {"storage": "formation"},
+        {"storage": "formation", "codec": "int2-entropy"},
+        {"storage": "codes"},
+        {"recipe": dataclasses.replace(recipes["frepo"].on("image"), validate_every=0), "codec": "float16"},
+    ],
+    ids=str,
+)
+def test_what_is_stored_by_a_code_never_takes_more(options: dict[str, Any]) -> None:
+    quick = dataclasses.replace(recipes.default("image"), validate_every=0)
+    nbytes = 16_000 if options.get("storage") == "codes" else 4000  # the decoders alone take some
+    job = condense_images.job(*images(), nbytes=nbytes, steps=2, progress=False, **{"recipe": quick, **options})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        result = job.run()
+    takes = len(result.export().coded)
+    assert takes <= nbytes
+    assert job.modality.size(result.export()).nbytes == takes
+    more = [count + (4 if "storage" in options else 1) for count in job.counts]
+    if "entropy" not in str(options) and max(more) <= 36 and options.get("storage") != "codes":
+        stored = {key: value for key, value in options.items() if key != "recipe"}
+        assert job.modality.stored_bytes(more, **stored, labels=dict(job.recipe.summary).get("labels", "hard")) > 4000
+
+
+def test_bytes_and_images_together_decide_the_codec() -> None:
+    data = images()
+    chosen = []
+    for nbytes in (1280, 1279, 600, 400, 300):
+        job = condense_images.job(*data, per_class=5, nbytes=nbytes, progress=False)
+        chosen.append(job.options.get("codec"))
+        assert list(job.counts) == [5, 5]
+    assert chosen == [None, "float16-entropy", "int8-entropy", "int4-entropy", "int2-entropy"]
+    with pytest.raises(InputError, match=r"nbytes=150 is too little for 10 points .* even by codec 'int2-entropy'"):
+        condense_images.job(*data, per_class=5, nbytes=150, progress=False)
+    with pytest.raises(
+        InputError, match=r"nbytes=1,279 is too little for 10 points of recipe 'random', which take 1,280"
+    ):
+        condense_images.job(*data, per_class=5, nbytes=1279, recipe="random", progress=False)
+    with pytest.raises(InputError, match=r"multiple of 4|smallest summary"):
+        condense_images.job(*data, nbytes=130, storage="formation", progress=False)
+
+
+def test_the_finest_codec_that_fits() -> None:
+    class Coded(ToyModality):
+        def stored_bytes(self, counts: Sequence[int], *, codec: str = "full", **options: Any) -> int:
+            return {"full": 8, "half": 4, "rough": 2}[codec] * sum(counts)
+
+    codecs = (None, "half", "rough")
+    found = [finest_codec(Coded(), RECIPE, nbytes, [2, 2, 1], codecs) for nbytes in (40, 39, 20, 19, 10)]
+    assert found == [None, "half", "half", "rough", "rough"]
+
+
+def test_texts() -> None:
+    lines = [f"a {word} film number {number}" for number in range(30) for word in ("good", "bad")]
+    labels = ["good", "bad"] * 30
+    # Real texts: "a good film number 12" and its label are 25 bytes at most, the other class 22.
+    small = condense_text(lines, labels, nbytes=250, recipe="random", progress=False)
+    assert len(small) % 2 == 0
+    assert 6 <= len(small) <= 12
+    with pytest.raises(InputError, match="at most one of per_class and nbytes, got per_class, nbytes"):
+        condense_text(lines, labels, nbytes=250, per_class=2, progress=False)
+
+
+def test_a_graph() -> None:
+    geometric = pytest.importorskip("torch_geometric.data")
+    rng = generator("graph")
+    y = torch.arange(60) % 3
+    x = torch.randn(60, 7, generator=rng) + 2 * torch.eye(3, 7)[y]
+    edges = torch.randint(60, (2, 200), generator=rng)
+    masks = {f"{part}_mask": torch.arange(60) % 5 == number for number, part in ((3, "val"), (4, "test"))}
+    data = geometric.Data(x=x, edge_index=edges, y=y, train_mask=torch.arange(60) % 5 < 3, **masks)
+    with pytest.raises(InputError, match="exactly one of ratio, nodes, per_class and nbytes, got none"):
+        condense_graph(data)
+    job = condense_graph.job(data, nbytes=500, steps=2, progress=False)
+    result = job.run()
+    size = job.modality.size(result.export())
+    assert size.nbytes <= 500
+    assert size.points == sum(job.counts)
+    assert job.modality.stored_bytes(job.modality.allocate(size.points + 1), adjacency="none") > 500
+
+
+def test_a_log() -> None:
+    from scipy import sparse
+
+    rng = np.random.default_rng(0)
+    logs = sparse.csr_matrix((rng.random((50, 20)) < 0.4).astype(float))
+    small = condense_interactions(logs, nbytes=12 * 30 + 11, users=5, steps=2, progress=False)
+    assert len(small) == 30
+    assert small.num_users == 5
+    assert condense_interactions(logs, nbytes=12 * 9, steps=2, progress=False).num_users == 9
+    with pytest.raises(InputError, match=r"nbytes=100 is too little for 9 users: each needs a row, of 12 bytes"):
+        condense_interactions(logs, nbytes=100, users=9, progress=False)
+    with pytest.raises(InputError, match="at most one of interactions and nbytes"):
+        condense_interactions(logs, nbytes=100, interactions=9, progress=False)
+    job = condense_interactions.job(logs, nbytes=700, recipe="dm", steps=2, progress=False)
+    assert 1 < job.counts[0] < 50
+
+
+def test_what_comes_out_larger_is_said() -> None:
+    from datastill.condense.common import run_recipe
+
+    recipe = dataclasses.replace(recipes["random"], modalities=("toy",))
+    with pytest.warns(UserWarning, match=r"takes 84 bytes, more than the 80 asked for"):
+        run_recipe(ToyModality(), [1, 1, 1], recipe, nbytes=80, progress=False)
