@@ -50,7 +50,8 @@ class InfiniteReLU(Kernel):
         """Gram matrix (n_a, n_b) of rows of `a` (n_a, d) and `b` (n_b, d), each dense or sparse CSR."""
         width = a.shape[1]
         if torch.is_grad_enabled() or a.layout != torch.strided or len(a) * len(b) <= _BLOCK:
-            return self.from_products(products(a, b) / width, squared_norms(a) / width, squared_norms(b) / width)
+            norms = squared_norms(a) / width
+            return self.from_products(products(a, b) / width, norms, norms if a is b else squared_norms(b) / width)
         # Without gradients nothing is kept but the result: the steps on the way to it stay in the processor's cache.
         gram = torch.empty(len(a), len(b), dtype=a.dtype, device=a.device)
         norms, rows = squared_norms(b) / width, max(1, _BLOCK // len(b))
@@ -120,6 +121,9 @@ class _Moments(torch.autograd.Function):
 
 def products(a: Tensor, b: Tensor) -> Tensor:
     """a @ b.T as a dense matrix, either side dense or sparse CSR."""
+    if a is b and a.layout == torch.strided:
+        own: Tensor = _OwnProducts.apply(a)
+        return own
     if a.layout == torch.strided and b.layout == torch.strided:
         return a @ b.T
     if b.layout == torch.strided:
@@ -132,8 +136,45 @@ def products(a: Tensor, b: Tensor) -> Tensor:
 def squared_norms(rows: Tensor) -> Tensor:
     """Squared Euclidean norm of each row, dense or sparse CSR."""
     if rows.layout == torch.strided:
-        return rows.square().sum(1)
+        norms: Tensor = _SquaredNorms.apply(rows)
+        return norms
     counts = rows.crow_indices().diff()
     owner = torch.repeat_interleave(torch.arange(rows.shape[0], device=rows.device), counts)
     sums = torch.zeros(rows.shape[0], dtype=rows.dtype, device=rows.device)
     return sums.index_add(0, owner, rows.values().square())
+
+
+class _OwnProducts(torch.autograd.Function):
+    """a @ a.T, whose gradient is one product of matrices in place of two."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(a: Tensor) -> Tensor:
+        return a @ a.T
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return (gradients[0] + gradients[0].T) @ ctx.saved_tensors[0]
+
+
+class _SquaredNorms(torch.autograd.Function):
+    """Squared norms of dense rows: two passes over them in place of five."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(rows: Tensor) -> Tensor:
+        return torch.linalg.vecdot(rows, rows)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return 2 * gradients[0][:, None] * ctx.saved_tensors[0]

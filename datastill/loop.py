@@ -282,7 +282,7 @@ class _Run:
             before = [parameter.detach().clone() for parameter in moving]
             self.outer.step(self.step)
             self.summary.project_()
-            if not all(bool(parameter.isfinite().all()) for parameter in moving):
+            if not all(map(_finite, moving)):
                 with torch.no_grad():
                     for parameter, good in zip(moving, before):
                         parameter.copy_(good)
@@ -295,7 +295,7 @@ class _Run:
     def _check_gradients(self) -> None:
         for name, parameters in self.outer.groups.items():
             for parameter in parameters:
-                if parameter.grad is not None and not bool(parameter.grad.isfinite().all()):
+                if parameter.grad is not None and not _finite(parameter.grad):
                     raise self._divergence(f"gradient of {name}")
 
     def _divergence(self, cause: str) -> DivergenceError:
@@ -355,3 +355,8 @@ class _Run:
         self.outer.optimizer.load_state_dict(state["optimizer"])
         best = state["best"]
         self.best_step, self.best_score, self.best = best["step"], best["score"], best["summary"]
+
+
+def _finite(values: Tensor) -> bool:
+    """Whether all numbers are finite: one pass, for NaN is both the least and the largest."""
+    return values.numel() == 0 or all(bool(bound.isfinite()) for bound in values.detach().aminmax())

@@ -33,15 +33,13 @@ from datastill.modalities.interactions_rows import Held, entries, hide
 from datastill.modalities.interactions_store import Splits, blocks_of, count_items
 from datastill.modalities.interactions_summary import TEMPERATURE, InteractionsSummary
 from datastill.modalities.interactions_table import Interactions, popularity_curve
-from datastill.modalities.interactions_teacher import Taught, Teacher, feasible, hide_seen
+from datastill.modalities.interactions_teacher import SHARPNESS, Taught, Teacher, feasible
 from datastill.modalities.interactions_weights import WeightedUsers
 from datastill.rng import fork, generator
 
 CUTOFFS = (10, 100)
 RECOMMENDERS: dict[str, type[Recommender]] = {"ease": EASE, "popularity": Popularity, "mult-vae": MultVAE, "als": ALS}
 Wanted: TypeAlias = UserRows | Held | Taught
-SHARPNESS = 5.0
-"""Factor of a ridge regression's predictions of rows, which are of the order of 1, before the softmax of a teacher's loss."""
 SAMPLED_OPTIONS = ("init_scale", "export_length", "draws", "temperature", "weighted", "cardinality")
 WEIGHTED_OPTIONS = ("interactions", "anneal")
 PAIR_BYTES = 8
@@ -171,8 +169,8 @@ class InteractionsModality(Modality):
             whole = sparse_rows(rows)
             return Batch(whole, whole, zeros)
         if self._teacher is not None:
-            known = sparse_rows(rows)
-            return Batch(known, self._teacher(known), zeros)
+            taught = self._teacher(users)
+            return Batch(taught.seen, taught, zeros)
         hidden = hide(rows, self.holdout, rng)
         counts = np.diff(rows.indptr)
         single = np.repeat(counts < 2, counts)  # a user's only item is both what is read and what is to be found
@@ -215,8 +213,7 @@ class InteractionsModality(Modality):
         softmax(5 * its scores) over the same items, and all users count alike.
         """
         if isinstance(targets, Taught):
-            logs = hide_seen(outputs, targets.seen).log_softmax(1)
-            return -(targets.shares(SHARPNESS) * logs).sum(1).mean()
+            return targets.loss(outputs)
         if isinstance(targets, Held):
             seen = torch.zeros(outputs.shape, dtype=torch.bool, device=outputs.device)
             seen[targets.seen.owners, targets.seen.columns] = True
@@ -245,7 +242,7 @@ class InteractionsModality(Modality):
 
     def ridge_loss(self, predictions: Tensor, targets: Wanted) -> Tensor:
         """The same as `loss`, with predictions as logits, as in Distill-CF; with a teacher, 5 times them."""
-        return self.loss(SHARPNESS * predictions if isinstance(targets, Taught) else predictions, targets)
+        return targets.loss(predictions, SHARPNESS) if isinstance(targets, Taught) else self.loss(predictions, targets)
 
     # --- training and scores ------------------------------------------------------------------------------------------
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from datastill.errors import check_count, require, unknown_name
 from datastill.modalities.base import Batch, Summary
-from datastill.modalities.interactions_draws import multi_draw
+from datastill.modalities.interactions_draws import KeptNoise, multi_draw
 from datastill.modalities.interactions_table import Interactions
 from datastill.rng import generator
 
@@ -89,12 +89,14 @@ class InteractionsSummary(Summary):
         self.weighted = weighted
         self.cardinality = cardinality
         self._drawn: Tensor | None = None
+        self._kept = KeptNoise()
 
     def rows(self, rng: torch.Generator | None = None) -> Tensor:
         """The users (users, items), weights in [0, 1]."""
         if self.sampler == "meanfield":
             return (self.masses[:, None] * (self.logits / self.temperature).softmax(1)).clamp(max=1)
-        return multi_draw(self.logits, self.draws, self.temperature, rng or generator("interactions", "mean"))
+        rng = rng or generator("interactions", "mean")
+        return multi_draw(self.logits, self.draws, self.temperature, rng, self._kept)
 
     def forward(self, rng: torch.Generator | None = None) -> Batch:
         """Rows as inputs and, the same, as targets."""

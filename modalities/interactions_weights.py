@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -11,7 +13,24 @@ from datastill.modalities.base import Batch, Summary
 from datastill.modalities.interactions_table import Interactions
 
 _GONE = -1e4
-"""The logarithm of a weight that is not there: its exponential is exactly 0, in float64 too, and so is its slope."""
+"""The logarithm of a weight that is not there."""
+_FAINT = -40.0
+"""Logarithms below it count as this one. Such a weight is nothing beside any other, and less would lead to numbers so small that
+arithmetic with them is a hundred times slower."""
+
+
+class _Exponential(torch.autograd.Function):
+    """exp, and exactly 0 of what is gone, whose slope is then 0 too."""
+
+    @staticmethod
+    def forward(ctx: Any, logs: Tensor) -> Tensor:
+        weights = logs.clamp(min=_FAINT).exp_().masked_fill_(logs <= _GONE / 2, 0.0)
+        ctx.save_for_backward(weights)
+        return weights
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return gradient * ctx.saved_tensors[0]
 
 
 class WeightedUsers(Summary):
@@ -56,7 +75,7 @@ class WeightedUsers(Summary):
 
     def forward(self, rng: torch.Generator | None = None) -> Batch:
         """Rows (users, items) of weights as inputs and, the same, as targets."""
-        rows = self.logs.exp()
+        rows = _Exponential.apply(self.logs)
         return Batch(rows, rows, torch.zeros(len(rows), dtype=torch.int64, device=rows.device))
 
     @property
@@ -81,17 +100,20 @@ class WeightedUsers(Summary):
         """The parameters with the `count` largest left, those of each user's first item among them."""
         if count >= self.left():
             return self.logs
-        safe = torch.zeros_like(self.logs, dtype=torch.bool)
-        safe[torch.arange(len(safe), device=safe.device), self.logs.argmax(1)] = True
-        rank = self.logs.masked_fill(safe, torch.inf).flatten()
-        kept = torch.zeros_like(rank, dtype=torch.bool)
-        kept[rank.topk(count, sorted=False).indices] = True
-        return self.logs.masked_fill(~kept.view_as(self.logs), _GONE)
+        rank = self.logs.clone()
+        rank[torch.arange(len(rank), device=rank.device), self.logs.argmax(1)] = torch.inf
+        values = rank.flatten().cpu().numpy()
+        least = float(np.partition(values, len(values) - count)[len(values) - count])
+        kept = rank >= least
+        if surplus := int(kept.sum()) - count:  # the last of those that are equal go
+            equal = (rank == least).flatten().nonzero().flatten()
+            kept.view(-1)[equal[len(equal) - surplus :]] = False
+        return self.logs.masked_fill(~kept, _GONE)
 
     @torch.no_grad()
     def export(self) -> Interactions:
         """The `interactions` largest weights as rows; users are numbered from 0, a weight is at least the least float32."""
-        rows = self._thinned(self.interactions).exp().cpu()
+        rows = _Exponential.apply(self._thinned(self.interactions)).cpu()
         users, items = rows.nonzero(as_tuple=True)
         weights = rows[users, items].numpy().astype(np.float32)
         return Interactions(users.numpy(), self.item_ids[items.numpy()], np.maximum(weights, np.finfo(np.float32).tiny))
