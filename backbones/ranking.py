@@ -156,13 +156,19 @@ class Holdout:
     def _chunks(self) -> Sequence[Tensor]:
         return torch.arange(len(self), device=self.wanted.starts.device).split(self.chunk)
 
-    def score(self, predictor: Predictor, cutoffs: Sequence[int] = (10, 100)) -> dict[str, float]:
-        """HR, nDCG and recall of a predictor, means over users; of several processes each scores a share of them."""
+    def score(self, predictor: Predictor | Tensor, cutoffs: Sequence[int] = (10, 100)) -> dict[str, float]:
+        """HR, nDCG and recall, means over users; of several processes each scores a share of them.
+
+        Args:
+            predictor: rows of users to scores (n, items), or the scores (users, items) of all of them.
+            cutoffs: the values of k.
+        """
         sums = {f"{name}@{k}": 0.0 for k in cutoffs for name in ("hr", "ndcg", "recall")}
         for users in processes.mine(self._chunks()):
             histories, wanted = self.histories.take(users), self.wanted.take(users)
             missing = None if self.missing is None else self.missing[users]
-            found = ranking_metrics(predictor(histories), histories, wanted, cutoffs, missing=missing)
+            scores = predictor[users] if isinstance(predictor, Tensor) else predictor(histories)
+            found = ranking_metrics(scores, histories, wanted, cutoffs, missing=missing)
             for name, values in found.items():
                 sums[name] += float(values.sum())
         totals = processes.total(torch.tensor(list(sums.values()), dtype=torch.float64)).tolist()

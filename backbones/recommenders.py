@@ -146,11 +146,19 @@ class InfiniteAutoencoder(Recommender):
         if targets is None:
             targets = matrix(self.support).to_dense()
         gram, answers = self.kernel(self.support, self.support), targets
+        places = None if validate is None else _places(validate.histories, self.support)
 
         def solve(ridge: float) -> KernelMachine:
             return KernelMachine(self.kernel, self.support, ridge_solve(gram, answers, ridge), ridge)
 
-        self.ridge, self._machine = _choose(self.ridges, solve, validate)
+        def outputs(machine: KernelMachine) -> Predictor | Tensor:
+            """Of users that it was fitted to, K A = Y - ridge tr(K)/n A needs neither a kernel nor a product."""
+            if places is None:
+                return machine
+            shift = float(machine.ridge or 0.0) * gram.diagonal().mean()
+            return torch.addcmul(answers[places], machine.coefficients[places], shift, value=-1)
+
+        self.ridge, self._machine = _choose(self.ridges, solve, validate, outputs)
         return self
 
     def __call__(self, histories: UserRows) -> Tensor:
@@ -245,6 +253,19 @@ def _few_users(rows: Tensor) -> Callable[[float], Predictor]:
     return solve
 
 
+def _places(users: SparseRows, among: UserRows) -> Tensor | None:
+    """Where each of these users is among those, or None if one is not, or those are dense."""
+    if not isinstance(among, SparseRows) or among.width != users.width:
+        return None
+    weights = torch.rand(users.width, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    marks, wanted = ((rows.csr().double() @ weights.to(rows.values.device)) for rows in (among, users))
+    ordered, order = marks.sort(stable=True)
+    places = order[torch.searchsorted(ordered, wanted).clamp(max=len(order) - 1)]
+    found = among.take(places)
+    pairs = ((found.starts, users.starts), (found.columns, users.columns), (found.values, users.values))
+    return places if all(torch.equal(one, other) for one, other in pairs) else None
+
+
 def _checked(ridge: Ridges) -> tuple[float, ...]:
     ridges = (ridge,) if isinstance(ridge, int | float) else tuple(ridge)
     known = ridges and all(isinstance(value, int | float) and 0 <= value < float("inf") for value in ridges)
@@ -255,11 +276,17 @@ def _checked(ridge: Ridges) -> tuple[float, ...]:
 P = TypeVar("P", bound=Predictor)
 
 
-def _choose(ridges: Sequence[float], solve: Callable[[float], P], validate: Holdout | None) -> tuple[float, P]:
+def _choose(
+    ridges: Sequence[float],
+    solve: Callable[[float], P],
+    validate: Holdout | None,
+    outputs: Callable[[P], Predictor | Tensor] = lambda found: found,
+) -> tuple[float, P]:
     """The ridge that is best on held-out items, and what it gives.
 
-    From the middle one they are tried in the direction in which the score rises, until it falls. One that leaves the matrix
-    singular, as a small one does where users are equal, is passed over.
+    `outputs` says what `validate` scores of what `solve` gives. From the middle ridge they are tried in the direction in which
+    the score rises, until it falls. One that leaves the matrix singular, as a small one does where users are equal, is passed
+    over.
     """
     if len(ridges) > 1 and validate is None:
         raise InputError(
@@ -274,9 +301,9 @@ def _choose(ridges: Sequence[float], solve: Callable[[float], P], validate: Hold
             found = solve(ordered[place])
         except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
             return False
-        score = (
-            0.0 if validate is None or len(ordered) == 1 else validate.score(found, [validate.cutoff])[validate.metric]
-        )
+        score = 0.0
+        if validate is not None and len(ordered) > 1:
+            score = validate.score(outputs(found), [validate.cutoff])[validate.metric]
         if best is not None and score <= best[0]:
             return False
         best = score, ordered[place], found

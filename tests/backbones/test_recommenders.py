@@ -9,6 +9,8 @@ import pytest
 import scipy.sparse as sp
 import torch
 
+from datastill.backbones import recommenders
+from datastill.backbones.recommender import sparse_rows
 from datastill.errors import InputError
 from datastill.recommenders import ALS, EASE, Holdout, InfiniteAutoencoder, MultVAE, Popularity, Recommender
 
@@ -162,3 +164,20 @@ def test_movielens_1m_gives_the_figures_of_the_reference_program() -> None:
     ):
         found = holdout.score(model.fit(parts["train"]))
         assert [found[name] for name in ("hr@10", "ndcg@10", "hr@100")] == pytest.approx(expected, abs=3e-5)
+
+
+@pytest.mark.parametrize("order", [slice(None), slice(None, None, -3)])
+def test_users_that_it_was_fitted_to_are_scored_without_a_kernel_as_with_one(order: slice) -> None:
+    train, wanted = communities()
+    train = sp.vstack([train, train[:3]]).tocsr()  # equal users have equal scores
+    wanted = sp.vstack([wanted, wanted[:3]]).tocsr()
+    inside = Holdout(train[order], wanted[order])
+    places = recommenders._places(inside.histories, sparse_rows(train))
+    assert places is not None
+    assert torch.equal(sparse_rows(train).take(places).dense(), inside.histories.dense())
+    model = InfiniteAutoencoder(ridge=(0.1, 1.0, 10.0)).fit(train, inside)
+    scores = [inside.score(InfiniteAutoencoder(ridge=ridge).fit(train), [10])["ndcg@10"] for ridge in (0.1, 1.0, 10.0)]
+    assert model.ridge == (0.1, 1.0, 10.0)[int(np.argmax(scores))]
+    other = train[order].copy()
+    other.data = 2 * other.data
+    assert recommenders._places(Holdout(other, wanted[order]).histories, sparse_rows(train)) is None

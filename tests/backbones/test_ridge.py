@@ -57,3 +57,17 @@ def test_machine_fits_its_support() -> None:
         with torch.no_grad():
             machine = kernel.fit(x, y, 1e-8)
             torch.testing.assert_close(machine(x), y, atol=1e-2, rtol=1e-2)
+
+
+def test_many_points_in_float32_are_as_good_as_in_float64() -> None:
+    """A Gram matrix with the largest condition number that the ridge allows: all points equal but for a little."""
+    numpy = pytest.importorskip("numpy")
+    x = torch.ones(2100, 6) + 0.01 * torch.randn(2100, 6, generator=generator("many"))
+    y = torch.randn(2100, 3, generator=generator("targets"))
+    gram = InfiniteReLU(1)(x, x)
+    wide = gram.double().numpy()
+    oracle = numpy.linalg.solve(wide + wide.diagonal().mean() * numpy.eye(2100), y.double().numpy())
+    with torch.no_grad():
+        ours = ridge_solve(gram, y, 1.0)
+    assert ours.dtype == torch.float32
+    assert float((ours.double() - torch.from_numpy(oracle)).norm() / numpy.linalg.norm(oracle)) < 5e-5

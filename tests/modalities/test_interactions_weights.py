@@ -11,6 +11,7 @@ import scipy.sparse as sp
 import torch
 
 from datastill import distill, evaluate
+from datastill.backbones.recommender import sparse_rows
 from datastill.errors import InputError
 from datastill.loop import Event
 from datastill.modalities import interactions_teacher
@@ -155,6 +156,55 @@ def test_the_loss_is_the_cross_entropy_over_unseen_items_by_hand() -> None:
         expected -= float((wanted / wanted.sum()) @ (logits - np.log(np.exp(logits).sum()))) / 4
     assert float(modality.loss(outputs, batch.targets)) == pytest.approx(expected, rel=1e-5)
     assert float(modality.ridge_loss(outputs / 5, batch.targets)) == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_loss_has_the_gradients_of_finite_differences() -> None:
+    scores = torch.randn(7, 9, generator=generator(0), dtype=torch.float64)
+    seen = sparse_rows(sp.csr_matrix((torch.rand(7, 9, generator=generator(1)) < 0.3).double().numpy()))
+    shares = (5 * scores).masked_fill(seen.dense() > 0, -torch.inf).softmax(1)
+    taught = Taught(scores, shares, seen)
+    outputs = torch.randn(7, 9, generator=generator(2), dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda values: taught.loss(values, 3.0), outputs)
+    assert torch.autograd.gradgradcheck(lambda values: taught.loss(values, 3.0), outputs)
+
+
+def test_the_loss_does_not_depend_on_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    modality = taught()
+    batch = modality.real(30, rng=generator(0))
+    outputs = torch.randn(30, 40, generator=generator(1), requires_grad=True)
+    found = []
+    for block in (1, 130, 10_000):
+        monkeypatch.setattr(interactions_teacher, "_BLOCK", block)
+        loss = modality.loss(outputs, batch.targets)
+        found.append((loss.detach(), *torch.autograd.grad(loss, outputs)))
+    for loss, slopes in found[1:]:
+        torch.testing.assert_close(loss, found[0][0])
+        torch.testing.assert_close(slopes, found[0][1])
+
+
+def test_targets_that_are_too_many_to_keep_are_computed_when_they_are_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = taught().real(9, rng=generator(0)).targets
+    monkeypatch.setattr(interactions_teacher, "_KEPT", 0)
+    made = taught().real(9, rng=generator(0)).targets
+    torch.testing.assert_close(made.scores, kept.scores)
+    torch.testing.assert_close(made.shares, kept.shares)
+
+
+def test_what_is_dropped_has_no_weight_and_no_slope_and_the_rest_has_its_own() -> None:
+    users = weighted([[1.0, 2.0, 0.5], [1.0, 3.0, 4.0]], 4)
+    with torch.no_grad():
+        users.logs[0, 0] = -1e4
+        users.logs[1, 2] = -50.0
+    rows = users().inputs
+    assert rows[0].tolist() == [0.0, 2.0, 0.5]
+    assert float(rows[1, 2]) == pytest.approx(np.exp(-40.0))
+    (slopes,) = torch.autograd.grad((rows * torch.arange(6.0).view(2, 3)).sum(), users.logs)
+    assert slopes[0].tolist() == [0.0, 2.0, 1.0]
+
+
+def test_of_equal_weights_no_more_are_kept_than_are_asked_for() -> None:
+    users = weighted([[1.0] * 6, [1.0] * 6], 5)
+    assert len(users.export()) == 5
 
 
 def test_the_teacher_itself_has_the_least_loss() -> None:
