@@ -31,6 +31,10 @@ class Learner(nn.Module, ABC):
     couples_points: ClassVar[bool] = False
     """Whether the output of one point depends on the other points of its batch, as in a graph network."""
 
+    def points_at_a_time(self) -> int | None:
+        """Points that `embed` and `group_gradients` look at together where no graph is kept. Default: None, all of them."""
+        return None
+
     @abstractmethod
     def embed(self, inputs: Inputs) -> Tensor:
         """Features (n, width) of the last layer before the head."""

@@ -111,6 +111,10 @@ class ConvNet(Learner):
             maps.append(inputs)
         return maps
 
+    def points_at_a_time(self) -> int | None:
+        """A few on a CPU, whose caches they fit into."""
+        return CHUNK if next(self.parameters()).device.type == "cpu" else None
+
     def embed(self, inputs: Tensor) -> Tensor:
         """The last feature maps, flattened: (n, width * h * w)."""
         if not torch.is_grad_enabled() and not self.training and len(inputs) > CHUNK and inputs.device.type == "cpu":

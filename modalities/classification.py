@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from datastill.backbones.base import Predictor
+from datastill.backbones.chunks import parts_of
 from datastill.modalities.base import Batch, Modality, Split, Summary
 
 
@@ -51,7 +52,7 @@ class ClassificationModality(Modality):
     def score(self, predictor: Predictor, split: Split) -> dict[str, float]:
         """Accuracy on the held-out split, in [0, 1]."""
         right = total = 0
-        for batch in self.held_out(split):
+        for batch in (part for whole in self.held_out(split) for part in parts_of(predictor, whole, most=len(whole))):
             right += int((predictor(batch.inputs).argmax(1) == batch.targets).sum())
             total += len(batch)
         return {"accuracy": right / total}

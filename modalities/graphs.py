@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from datastill.backbones.base import Learner, Predictor
+from datastill.backbones.chunks import parts_of
 from datastill.backbones.graph_batch import Graphs, Pool, owners_of
 from datastill.backbones.graphs import PooledGCN, ProfileMLP
 from datastill.backbones.nodes import normalised
@@ -178,7 +179,7 @@ class GraphsModality(ClassificationModality):
     @torch.no_grad()
     def score(self, predictor: Predictor, split: Split) -> dict[str, float]:
         """Accuracy on the held-out graphs and, of two classes, the area under the ROC curve of the second; in [0, 1]."""
-        batches = list(self.held_out(split))
+        batches = [part for whole in self.held_out(split) for part in parts_of(predictor, whole, most=len(whole))]
         outputs = torch.cat([predictor(batch.inputs) for batch in batches])
         labels = torch.cat([batch.targets for batch in batches])
         found = {"accuracy": float((outputs.argmax(1) == labels).double().mean())}

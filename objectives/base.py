@@ -10,13 +10,16 @@ import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from datastill import processes
+from datastill.backbones.batch import tensors_of
+from datastill.backbones.chunks import activations
 from datastill.modalities.base import Batch, Modality, Summary
+from datastill.rng import generator
 
 
 class Objective(ABC):
@@ -52,6 +55,13 @@ class Objective(ABC):
 
     def settle(self) -> None:
         """Called before the summary is validated, and at the end: an objective that labels its points does so here."""
+
+    def footprint(self, modality: Modality, summary: Summary) -> int:
+        """About how many bytes a step takes, from the shapes of points and learners alone; may be asked before `start`.
+
+        By default those of a learner's pass over the summary, kept for the gradient, and of one over real points without.
+        """
+        return network_bytes(modality, summary, getattr(self, "learner", None), real_size=getattr(self, "real_size", 0))
 
     def learnables(self) -> dict[str, nn.Parameter]:
         """Parameters of the objective itself that are optimised along with the summary, such as an inner learning rate."""
@@ -137,3 +147,64 @@ def sample(batch: Batch, limit: int | None, rng: torch.Generator) -> Batch:
     places = places.to(groups.device)
     in_order = bool((groups[1:] >= groups[:-1]).all())
     return batch.take(places if in_order else groups.argsort(stable=True)[places])
+
+
+def network_bytes(
+    modality: Modality,
+    summary: Summary,
+    learner: str | None,
+    *,
+    real_size: int | None = 0,
+    kept: int = 2,
+    real: Literal["embed", "layers", "gradients"] = "embed",
+    points: int | None = None,
+) -> int:
+    """About how many bytes passes of a learner over synthetic and real points take.
+
+    Args:
+        modality: whose learner.
+        summary: the synthetic points.
+        learner: its name; None takes the modality's default.
+        real_size: real points a group; None is all of them.
+        kept: how often what the layers give for synthetic points is in memory: for the pass and its gradient 2, for a second
+            derivative 4.
+        real: what is wanted of real points: their last features, those of all layers, or gradients of each group.
+        points: synthetic points of a pass; None is all of them.
+    """
+    rng = generator("footprint")
+    net = modality.learner(learner, rng=rng)
+    with torch.no_grad():
+        batch = summary().detach().to(modality.device)
+    total, _ = activations(net, batch.inputs)
+    if points is not None and not net.couples_points:
+        total = total * min(points, len(batch)) // len(batch)
+    nbytes = kept * total
+    sizes = real_sizes(modality, real_size)
+    if sum(sizes):
+        one = modality.real(1, rng=rng)
+        whole, largest = activations(net, one.inputs)
+        together = max(sizes) if real == "gradients" else sum(sizes)
+        if real != "layers":
+            together = min(together, net.points_at_a_time() or together)
+        of_pass = 2 * largest if real == "embed" else (2 if real == "gradients" else 1) * whole
+        nbytes += of_pass if net.couples_points else of_pass * together // len(one)
+    return nbytes + input_bytes(modality, sum(sizes))
+
+
+def real_sizes(modality: Modality, real_size: int | None) -> list[int]:
+    """Real points of each group in a batch of `real_size` a group; None is all of them."""
+    return [size if real_size is None else min(size, real_size) for size in modality.group_sizes]
+
+
+def input_bytes(modality: Modality, points: int) -> int:
+    """About how many bytes a batch of so many real points takes while it is drawn and augmented."""
+    one = modality.real(1, rng=generator("footprint"))
+    if hasattr(one.inputs, "take") and not isinstance(one.inputs, Tensor):  # rows of something that is there once
+        return 0
+    return 2 * points * sum(tensor.numel() * tensor.element_size() for tensor in tensors_of(one.inputs)) // len(one)
+
+
+def weight_bytes(modality: Modality, learner: str | None) -> int:
+    """Bytes of a learner's parameters."""
+    net = modality.learner(learner, rng=generator("footprint"))
+    return sum(value.numel() * value.element_size() for value in net.parameters())

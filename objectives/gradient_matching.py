@@ -23,7 +23,7 @@ from datastill.backbones.batch import Batch
 from datastill.backbones.training import Protocol, make_optimizer
 from datastill.errors import check_count, require, unknown_name
 from datastill.modalities.base import Modality, Summary
-from datastill.objectives.base import Objective, RealBatches
+from datastill.objectives.base import Objective, RealBatches, network_bytes
 from datastill.objectives.inner import OncePerStep, shuffled_picks
 from datastill.rng import fork, generator, isolated
 
@@ -129,6 +129,9 @@ class GradientMatching(Objective):
         self._net: Learner | None = None
         self._optimizer: torch.optim.Optimizer | None = None
         self._matches = self._networks = self._turn = 0
+
+    def footprint(self, modality: Modality, summary: Summary) -> int:
+        return network_bytes(modality, summary, self.learner, real_size=self.real_size, kept=4, real="gradients")
 
     def loss(self, rng: torch.Generator) -> Tensor:
         """The distance of gradients, summed over groups."""

@@ -17,9 +17,11 @@ from datastill.backbones.base import FeatureKernel, Kernel, Learner
 from datastill.backbones.ridge import ridge_solve
 from datastill.errors import check_count, require, unknown_name
 from datastill.modalities.base import Modality, Summary
-from datastill.objectives.base import Objective, RealBatches, sample
+from datastill.objectives.base import Objective, RealBatches, input_bytes, network_bytes, real_sizes, sample
 from datastill.processes import portion
 from datastill.rng import fork
+
+_MATRICES = 4  # of a Gram matrix's size that a layer of an infinite-width network keeps
 
 
 @dataclass
@@ -104,6 +106,17 @@ class KernelRidge(Objective):
             return float(self.ridge)
         first, last = self.ridge
         return float(first * (last / first) ** min(1.0, self._step / self.anneal))
+
+    def footprint(self, modality: Modality, summary: Summary) -> int:
+        """The Gram matrices of real and synthetic points with what a kernel keeps on the way to them for its gradient."""
+        real = sum(real_sizes(modality, self.real_size))
+        real = real if self.real_limit is None else min(real, self.real_limit)
+        ours = summary.num_points if self.synthetic_limit is None else min(summary.num_points, self.synthetic_limit)
+        if self.kernel == "features":
+            size = -(-real // modality.num_groups)
+            return self.learners * network_bytes(modality, summary, self.learner, real_size=size, points=ours)
+        grams = _MATRICES * (self.depth + 1) * (real + ours) * ours * modality.dtype.itemsize
+        return grams + input_bytes(modality, real + ours)
 
     def loss(self, rng: torch.Generator) -> Tensor:
         """The ridge regression's loss on real points."""

@@ -18,7 +18,7 @@ from datastill.backbones.base import Learner
 from datastill.backbones.batch import Batch
 from datastill.errors import check_count, require
 from datastill.modalities.base import Modality, Summary
-from datastill.objectives.base import Objective, RealBatches
+from datastill.objectives.base import Objective, RealBatches, network_bytes
 from datastill.objectives.distribution_matching import group_means
 from datastill.objectives.inner import shuffled_picks
 from datastill.rng import fork, isolated
@@ -85,6 +85,9 @@ class LayerMatching(Objective):
         self._query = RealBatches(modality.real, self.query_size)
         self._net: Learner | None = None
         self._accuracies: list[float] = []
+
+    def footprint(self, modality: Modality, summary: Summary) -> int:
+        return network_bytes(modality, summary, self.learner, real_size=self.real_size, real="layers")
 
     def loss(self, rng: torch.Generator) -> Tensor:
         """Alignment of all layers, and discrimination."""

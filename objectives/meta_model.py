@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from datastill.backbones.base import call_with, parameters_of
 from datastill.errors import check_count, require
 from datastill.modalities.base import Modality, Summary
-from datastill.objectives.base import Objective, RealBatches
+from datastill.objectives.base import Objective, RealBatches, network_bytes, weight_bytes
 from datastill.objectives.inner import PositiveRates, shuffled_picks, step_augmentation
 from datastill.objectives.unroll import Descent, unroll
 from datastill.processes import portion
@@ -67,6 +67,11 @@ class UnrolledTraining(Objective):
         self._real = RealBatches(modality.real, self.real_size)
         self._rates = PositiveRates(self.inner_lr, self.inner_steps if self.lr_per_step else 1, self.learn_lr)
         self._rates.to(modality.device, modality.dtype)
+
+    def footprint(self, modality: Modality, summary: Summary) -> int:
+        """One step's graph, with a second derivative, and the weights of all of them."""
+        step = network_bytes(modality, summary, self.learner, real_size=self.real_size, kept=4, points=self.inner_batch)
+        return step + (self.inner_steps + 4) * weight_bytes(modality, self.learner)
 
     def loss(self, rng: torch.Generator) -> Tensor:
         """The trained learner's loss on real points."""

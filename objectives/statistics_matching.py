@@ -19,6 +19,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from datastill.backbones.base import Learner
 from datastill.backbones.batch import Batch, map_tensors
+from datastill.backbones.chunks import parts_of
 from datastill.errors import check_count, require
 from datastill.modalities.base import Modality, Summary
 from datastill.objectives.base import Objective, sample
@@ -26,7 +27,6 @@ from datastill.objectives.teachers import Teachers
 from datastill.rng import fork
 
 Moments: TypeAlias = tuple[Tensor, Tensor]
-_CHUNK = 1024  # real points whose features are in memory together
 
 
 @dataclass
@@ -161,12 +161,11 @@ def real_moments(net: Learner, full: Batch) -> list[Moments]:
             for handle in handles:
                 handle.remove()
         return order
-    size = len(full) if net.couples_points else _CHUNK
     counts: list[int] = []
     sums: list[Tensor] = []
     squares: list[Tensor] = []
-    for part in torch.arange(len(full), device=full.groups.device).split(size):
-        for depth, layer in enumerate(net.layers(full.take(part).inputs)):
+    for part in parts_of(net, full):
+        for depth, layer in enumerate(net.layers(part.inputs)):
             # Channels first, and in float64, so that little is lost in the difference of squares.
             values = layer.transpose(0, 1).flatten(1).double()
             if depth == len(sums):

@@ -13,13 +13,13 @@ from torch import Tensor
 
 from datastill.backbones.base import Learner, Predictor
 from datastill.backbones.batch import Batch
+from datastill.backbones.chunks import parts_of
 from datastill.errors import check_count
 from datastill.modalities.base import Modality
 from datastill.objectives.shelf import digest_of, shelved
 from datastill.rng import derive_seed, generator, isolated
 
 _PASSES = 10  # over the target dataset, at least
-_CHUNK = 1024  # points at a time
 
 
 class Teachers:
@@ -95,8 +95,5 @@ class Teachers:
 
 
 def in_chunks(function: Callable[[Any], Tensor], predictor: Predictor, batch: Batch) -> Tensor:
-    """`function` of all inputs, some at a time unless the predictor has to see them together."""
-    if isinstance(predictor, Learner) and predictor.couples_points:
-        return function(batch.inputs)
-    parts = torch.arange(len(batch), device=batch.groups.device).split(_CHUNK)
-    return torch.cat([function(batch.take(part).inputs) for part in parts])
+    """`function` of all inputs, as many at a time as fit into memory unless the predictor has to see them together."""
+    return torch.cat([function(part.inputs) for part in parts_of(predictor, batch)])

@@ -19,7 +19,7 @@ from datastill.backbones.base import call_with
 from datastill.backbones.batch import Batch
 from datastill.errors import check_count, require, unknown_name
 from datastill.modalities.base import Modality, Summary
-from datastill.objectives.base import Objective
+from datastill.objectives.base import Objective, network_bytes, weight_bytes
 from datastill.objectives.experts import ExpertBuffer, ExpertPlan, split_parameters
 from datastill.objectives.inner import PositiveRates, shuffled_picks, step_augmentation
 from datastill.objectives.unroll import Descent, unroll
@@ -136,6 +136,12 @@ class TrajectoryMatching(Objective):
         self._step = 0
         if self.expert_labels:
             summary.relabel_(self._labels_of_experts(summary))
+
+    def footprint(self, modality: Modality, summary: Summary) -> int:
+        """One step's graph, with a second derivative, the weights of all of them, and the experts where they are in memory."""
+        step = network_bytes(modality, summary, self.learner, kept=4, points=self.inner_batch)
+        snapshots = self.experts * (self.max_start + self.span)
+        return step + (self.inner_steps + 4 + snapshots) * weight_bytes(modality, self.learner)
 
     def loss(self, rng: torch.Generator) -> Tensor:
         """The normalised squared distance of final parameters."""

@@ -156,7 +156,7 @@ def test_backbones_name_neither(path: Path) -> None:
     "path", [*sorted(sources("modalities")), *sorted(sources("backbones"))], ids=lambda path: path.name
 )
 def test_the_lower_layers_do_not_need_the_front_door(path: Path) -> None:
-    allowed = {"errors", "rng", "bundle", "processes", "backbones", "modalities"}
+    allowed = {"errors", "rng", "bundle", "memory", "processes", "backbones", "modalities"}
     used = {name.split(".")[1] for name in within(imported(path), "datastill") if name != "datastill"}
     assert used <= allowed
 

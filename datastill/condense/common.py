@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
+import sys
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -14,6 +15,7 @@ from typing import Any, Generic, ParamSpec, Protocol, TypeVar, cast, get_args
 import torch
 
 from datastill import processes
+from datastill.condense.estimate import estimate_memory
 from datastill.errors import check_count, check_device, require
 from datastill.loop import Callback, Event, Result, distill
 from datastill.metrics_log import MetricsLog
@@ -81,10 +83,16 @@ def run_recipe(
         modality.to(device)
         result = choose_points(modality, counts, seed=seed, validator=recipe.validator, callbacks=heard, **start)
     else:
+        summary, objective = first_summary(modality, counts, seed=seed, **start), recipe.make_objective()
+        modality.to(processes.local_device(device))
+        estimate = estimate_memory(modality, summary, objective)
+        if progress and processes.is_main():
+            print(estimate, file=sys.stderr)
+        estimate.warn()
         result = distill(
             modality,
-            first_summary(modality, counts, seed=seed, **start),
-            recipe.make_objective(),
+            summary,
+            objective,
             **recipe.loop_options(),
             seed=derive_seed(seed, "distill"),
             callbacks=heard,
@@ -92,6 +100,7 @@ def run_recipe(
             device=device,
             progress=progress,
         )
+        result.learned["memory"] = estimate.total
     result.recipe, result.seed = recipe.name, seed
     if modality.scope():
         result.learned["scope"] = modality.scope()

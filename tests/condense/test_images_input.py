@@ -11,6 +11,7 @@ import torch
 from datastill import condense_images, recipes
 from datastill.errors import InputError
 from datastill.modalities.image_stored import StoredImages
+from datastill.recipe import Recipe
 from datastill.rng import generator
 
 QUICK = dataclasses.replace(
@@ -120,3 +121,53 @@ def test_factorised_recipes_run(name: str, per_class: int) -> None:
     assert len(made) == 3 * per_class
     with pytest.raises(InputError, match=r"must be a multiple of|bases must be at most"):
         condense_images(images((1, 8, 8), 3), per_class=1, recipe=recipe, progress=False)
+
+
+@pytest.mark.parametrize("per_class", [1, 3, 7])
+@pytest.mark.parametrize(
+    "name", ["dm", "dc", "dsa", "kip", "cafe", "m3d", "sre2l", "sre2l-kmeans", "rded", "soft-random"]
+)
+def test_no_recipe_is_for_some_numbers_of_images_alone(name: str, per_class: int) -> None:
+    recipe = quick(name)
+    made = condense_images(images((1, 8, 8), 2, each=9), per_class=per_class, recipe=recipe, progress=False)
+    assert len(made) == len(made.tensors[1]) == 2 * per_class
+    assert bool(made.tensors[0].isfinite().all())
+
+
+@pytest.mark.parametrize("name", ["sre2l", "rded", "soft-random"])
+@pytest.mark.parametrize(
+    ("shape", "classes", "each"),
+    [((3, 32, 32), 2, 8), ((1, 28, 28), 3, 8), ((3, 9, 14), 3, 8), ((1, 4, 4), 200, 3), ((1, 64, 64), 2, 8)],
+    ids=str,
+)
+def test_decoupled_methods_on_every_shape(name: str, shape: tuple[int, int, int], classes: int, each: int) -> None:
+    made = condense_images(images(shape, classes, each), per_class=1, recipe=quick(name), progress=False)
+    pixels, labels = made.tensors
+    assert pixels.shape == (classes, *shape)
+    assert labels.shape == (classes, classes)
+    torch.testing.assert_close(labels.sum(1), torch.ones(classes))
+    assert 0 <= float(pixels.min()) <= float(pixels.max()) <= 1
+
+
+def test_decoupled_methods_on_classes_of_unequal_size() -> None:
+    labels = torch.tensor([0] * 40 + [1] * 3 + [2] * 12)
+    pixels = torch.rand(55, 1, 8, 8, generator=generator("images"))
+    for name in ("sre2l", "rded"):
+        assert len(condense_images((pixels, labels), per_class=2, recipe=quick(name), progress=False)) == 6
+    with pytest.raises(InputError, match=r"fewer than the 3 asked for: lower the budget"):
+        condense_images((pixels, labels), per_class=3, recipe=quick("rded"), progress=False)
+    made = condense_images((pixels, labels), per_class=5, recipe=quick("sre2l"), progress=False)  # it begins from noise
+    assert len(made) == 15
+
+
+def quick(name: str) -> Recipe:
+    """A recipe of a few steps with small networks, and teachers that hardly train."""
+    recipe = recipes[name].on("image")
+    if recipe.objective is None:
+        return dataclasses.replace(recipe, summary={**recipe.summary, "space": "mlp-d1-w8"})
+    known = {field.name for field in dataclasses.fields(recipe.make_objective())}  # type: ignore[arg-type]
+    small = {"real_size": 4, "outer_loops": 2, "inner_epochs": 1, "teacher_steps": 2, "query_size": 4, "max_epochs": 1}
+    settings = {**recipe.settings, **{key: value for key, value in small.items() if key in known}}
+    if "learner" in known and recipe.objective != "kernel-ridge":
+        settings["learner"] = "convnet-w4-bn" if name == "sre2l" else "convnet-w4"
+    return dataclasses.replace(recipe, settings=settings, steps=2, validate_every=0)

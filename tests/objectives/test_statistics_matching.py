@@ -60,7 +60,7 @@ def test_the_statistics_of_a_network_with_batch_normalisation_are_its_own_in_the
 def test_the_statistics_of_other_networks_are_those_of_all_real_points(monkeypatch: pytest.MonkeyPatch) -> None:
     net = ConvNet((1, 8, 8), 3, depth=2, width=4)
     data = torch.randn(37, 1, 8, 8, generator=generator("data"))
-    monkeypatch.setattr("datastill.objectives.statistics_matching._CHUNK", 10)
+    monkeypatch.setenv("DATASTILL_MEMORY", "80KB")
     for (mean, variance), layer in zip(real_moments(net, _batch(data)), net.layers(data), strict=True):
         flat = layer.detach().double().transpose(0, 1).reshape(4, -1).numpy()
         torch.testing.assert_close(mean.double(), torch.from_numpy(flat.mean(1)), rtol=1e-5, atol=1e-6)
