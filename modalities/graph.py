@@ -23,10 +23,11 @@ from datastill.backbones.training import Protocol
 from datastill.errors import InputError, check_count, require, unknown_name
 from datastill.modalities.base import Batch, Size, Split, Summary
 from datastill.modalities.classification import ClassificationModality
+from datastill.modalities.codec import Codec
 from datastill.modalities.graph_adjacency import BernoulliEdges, PairMLP, SyntheticEdges
 from datastill.modalities.graph_data import SplitChoice, read_graph
 from datastill.modalities.graph_initial import INITS, class_centres, in_proportion, pick_nodes, separate
-from datastill.modalities.graph_native import from_data, stored_size, to_data
+from datastill.modalities.graph_native import decoded_features, from_data, stored_size, to_data
 from datastill.modalities.graph_protocols import PUBLISHED
 from datastill.modalities.graph_summary import GraphSummary, StructuredGraphSummary
 from datastill.modalities.graph_teacher import teach
@@ -251,6 +252,7 @@ class GraphModality(ClassificationModality):
         init: str | Tensor = "real",
         adjacency: str = "none",
         labels: str = "hard",
+        codec: str | None = None,
         hidden: int = 128,
         threshold: float = 0.05,
         temperature: tuple[float, float] = (1.0, 0.1),
@@ -271,6 +273,7 @@ class GraphModality(ClassificationModality):
                 probabilities, which start from the edges among the nodes chosen by "real" or "propagated", or else from
                 random ones).
             labels: "hard" (the class), or "learned": class distributions, which begin as the class and are optimised too.
+            codec: how features are stored: None in full, or one of `codec.NAMES`. The rounding is part of what is optimised.
             hidden: units of "learned".
             threshold: of "learned": exported edges weigh more than this, in [0, 1).
             temperature: of "bernoulli": first and last temperature of the relaxed sample.
@@ -278,12 +281,22 @@ class GraphModality(ClassificationModality):
             sparsity_weight: of "bernoulli": how much more edges than at the start are penalised.
         """
         if unknown:
-            options = ("adjacency", "labels", "hidden", "threshold", "temperature", "anneal", "sparsity_weight")
+            options = (
+                "adjacency",
+                "labels",
+                "codec",
+                "hidden",
+                "threshold",
+                "temperature",
+                "anneal",
+                "sparsity_weight",
+            )
             raise unknown_name("graph summary option", next(iter(unknown)), options)
         if isinstance(init, str) and init not in INITS:
             raise unknown_name("init", init, INITS)
         if adjacency not in ADJACENCIES:
             raise unknown_name("adjacency", adjacency, ADJACENCIES)
+        coder = None if codec is None else Codec(codec)
         if labels not in ("hard", "learned"):
             raise unknown_name("kind of labels", labels, ("hard", "learned"))
         require(
@@ -299,7 +312,12 @@ class GraphModality(ClassificationModality):
             init = "propagated" if adjacency == "none" else "real"
         classes = torch.repeat_interleave(torch.arange(self.num_groups), torch.tensor(counts))
         features = separate(self._initial(init, chosen, counts, rng), self.scale, rng)
-        common: dict[str, Any] = {"scale": self.scale, "classes": self.num_groups, "soft_labels": labels == "learned"}
+        common: dict[str, Any] = {
+            "scale": self.scale,
+            "classes": self.num_groups,
+            "soft_labels": labels == "learned",
+            "codec": coder,
+        }
         if adjacency == "none":
             return GraphSummary(features, classes, **common).to(self.device, self.dtype)
         edges: SyntheticEdges
@@ -372,8 +390,14 @@ class GraphModality(ClassificationModality):
         )
 
     def size(self, dataset: Any) -> Size:
-        """Nodes, and bytes of its tensors; features count as dense or as sparse rows, whichever takes less."""
+        """Nodes, and bytes of its tensors; features count as coded where they are, else as dense or sparse rows, the lesser."""
         return stored_size(from_data(dataset))
+
+    def stored_bytes(self, counts: Sequence[int], *, codec: str | None = None, **options: Any) -> int:
+        """Bytes that a summary takes with the edges that it begins with, whatever entropy coding of its features saves."""
+        plain = None if codec is None else Codec(codec).plain
+        found = super().stored_bytes(counts, codec=plain, **options)
+        return found + (codec != plain)  # entropy coding keeps what it does not shorten, behind one byte
 
     def full_size(self) -> Size:
         """The nodes of `group_sizes`, and the bytes of the whole graph behind them, unlabelled nodes included."""
@@ -385,12 +409,17 @@ class GraphModality(ClassificationModality):
 
     @staticmethod
     def pack(dataset: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """The tensors of a `Data` by attribute; there is nothing else."""
-        return {name: value.detach().cpu().contiguous() for name, value in from_data(dataset).items()}, {}
+        """The tensors of a `Data` by attribute, without x where it is `coded`; then its shape is beside them."""
+        tensors = {name: value.detach().cpu().contiguous() for name, value in from_data(dataset).items()}
+        if "coded" not in tensors:
+            return tensors, {}
+        return tensors, {"x": list(tensors.pop("x").shape)}
 
     @staticmethod
     def unpack(tensors: dict[str, Tensor], meta: dict[str, Any]) -> Any:
         """A `Data` of these tensors."""
+        if "coded" in tensors:
+            tensors = {"x": decoded_features(tensors["coded"], tuple(meta["x"])), **tensors}
         return to_data(tensors)
 
 

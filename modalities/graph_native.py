@@ -7,10 +7,29 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from datastill.errors import load_extra, require
+from datastill.errors import ArtifactError, load_extra, require
 from datastill.modalities.base import Size
+from datastill.modalities.codec import NAMES, Codec
 
-FIELDS = ("x", "edge_index", "edge_weight", "y", "train_mask")
+FIELDS = ("x", "edge_index", "edge_weight", "y", "train_mask", "coded")
+
+
+def encoded_features(codec: Codec, features: Tensor) -> Tensor:
+    """Features (n, d) as bytes (uint8), the first of which names the codec."""
+    data = bytes([NAMES.index(codec.name)]) + codec.encode(features)
+    return torch.frombuffer(bytearray(data), dtype=torch.uint8)
+
+
+def decoded_features(coded: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """The features, float32 of `shape`, of what `encoded_features` gave.
+
+    Raises:
+        ArtifactError: for anything else.
+    """
+    data = coded.cpu().numpy().tobytes()
+    if not data or data[0] >= len(NAMES):
+        raise ArtifactError("Stored features are cut off, or are not as datastill writes them.")
+    return Codec(NAMES[data[0]]).decode(data[1:], shape)
 
 
 def to_data(tensors: dict[str, Tensor]) -> Any:
@@ -30,10 +49,11 @@ def from_data(dataset: Any) -> dict[str, Tensor]:
 
 
 def stored_size(tensors: dict[str, Tensor]) -> Size:
-    """Nodes, and bytes of features, edges and labels; features count as dense or as sparse rows, whichever is less."""
+    """Nodes, and bytes of features, edges and labels; features are coded, or count as dense or as sparse rows, the lesser."""
     x = tensors["x"]
     dense = x.numel() * x.element_size()
     entries = int(torch.count_nonzero(x))
     sparse = entries * (x.element_size() + 4) + (len(x) + 1) * 8  # value and int32 column of each, and where rows begin
+    features = len(tensors["coded"]) if "coded" in tensors else min(dense, sparse)
     others = [tensors[name] for name in ("edge_index", "edge_weight", "y") if name in tensors]
-    return Size(len(x), min(dense, sparse) + sum(value.numel() * value.element_size() for value in others))
+    return Size(len(x), features + sum(value.numel() * value.element_size() for value in others))

@@ -11,7 +11,9 @@ from datastill.backbones.nodes import Nodes, normalised_dense
 from datastill.errors import load_extra
 from datastill.modalities.base import Batch
 from datastill.modalities.classification import SoftLabelSummary
+from datastill.modalities.codec import Codec
 from datastill.modalities.graph_adjacency import BernoulliEdges, SyntheticEdges
+from datastill.modalities.graph_native import decoded_features, encoded_features
 
 
 class GraphSummary(SoftLabelSummary):
@@ -24,6 +26,7 @@ class GraphSummary(SoftLabelSummary):
             same for every dataset.
         classes: how many classes; needed for soft labels.
         soft_labels: whether each node's class distribution is learned too. It starts with `CONFIDENCE` on its class.
+        codec: by which features are stored; learners read them as they are after that rounding. None stores them in full.
     """
 
     CONFIDENCE = 0.95
@@ -32,9 +35,18 @@ class GraphSummary(SoftLabelSummary):
     edges: SyntheticEdges | None
 
     def __init__(
-        self, features: Tensor, labels: Tensor, *, scale: float, classes: int, soft_labels: bool = False
+        self,
+        features: Tensor,
+        labels: Tensor,
+        *,
+        scale: float,
+        classes: int,
+        soft_labels: bool = False,
+        codec: Codec | None = None,
     ) -> None:
         super().__init__()
+        self.codec = codec
+        self.coded = codec is not None
         self.edges = None
         self.scale = scale
         self.features = nn.Parameter(features.detach() / scale)
@@ -52,10 +64,14 @@ class GraphSummary(SoftLabelSummary):
     def _adjacency(self, rng: torch.Generator | None) -> Tensor | None:
         return None
 
+    def _vectors(self) -> Tensor:
+        vectors = self.features * self.scale
+        return vectors if self.codec is None else self.codec.through(vectors)
+
     def forward(self, rng: torch.Generator | None = None) -> Batch:
         """All nodes, in blocks of classes."""
         rows = torch.arange(self.num_points, device=self.features.device)
-        return Batch(Nodes(self.features * self.scale, self._adjacency(rng), rows), self._targets(), self.labels)
+        return Batch(Nodes(self._vectors(), self._adjacency(rng), rows), self._targets(), self.labels)
 
     @torch.no_grad()
     def export(self) -> Any:
@@ -63,14 +79,18 @@ class GraphSummary(SoftLabelSummary):
 
         A node that no edge reaches has a loop: it hears itself, so that layers which weigh a node and its neighbours apart
         (SAGEConv, TransformerConv) learn both. Without learned edges these are all nodes. y is int64 (n,), or (n, classes)
-        floating with learned labels, which PyTorch's cross-entropy takes too.
+        floating with learned labels, which PyTorch's cross-entropy takes too. With a codec, `coded` are the bytes (uint8) that x
+        is decoded from, which stand for it when the graph is stored and counted.
         """
         data = load_extra("torch_geometric.data", "graphs").Data(
-            x=(self.features * self.scale).cpu(),
+            x=self._vectors().cpu(),
             edge_index=torch.arange(self.num_points).repeat(2, 1),
             y=self._targets().detach().cpu().clone(),
             train_mask=torch.ones(self.num_points, dtype=torch.bool),
         )
+        if self.codec is not None:
+            data.coded = encoded_features(self.codec, self.features * self.scale)
+            data.x = decoded_features(data.coded, tuple(self.features.shape))
         if self.edges is not None:
             weights = self.edges.discrete(self.features).cpu()
             alone = (weights == 0).all(1).nonzero().squeeze(1)
@@ -89,6 +109,14 @@ class GraphSummary(SoftLabelSummary):
         if self.label_logits is not None:
             groups["labels"] = [self.label_logits]
         return groups
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of what is stored, with coded features where there is a codec."""
+        if self.codec is None:
+            return super().nbytes
+        coded = encoded_features(self.codec, self.features * self.scale)
+        return super().nbytes - self.features.numel() * self.features.element_size() + len(coded)
 
     @property
     def num_points(self) -> int:

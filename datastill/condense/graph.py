@@ -9,9 +9,9 @@ from typing import Any, Literal
 
 import torch
 
-from datastill.budget import most_points, one_budget
+from datastill.budget import CODECS, finest_codec, most_points, one_budget
 from datastill.condense.common import Job, condenser, find_recipe
-from datastill.errors import unknown_name
+from datastill.errors import check_count, unknown_name
 from datastill.modalities.graph import ADJACENCIES, GraphModality
 from datastill.modalities.graph_data import SplitChoice
 from datastill.recipe import Recipe
@@ -29,6 +29,7 @@ def condense_graph(
     nodes: int | None = None,
     per_class: int | None = None,
     nbytes: int | None = None,
+    codec: str | None = None,
     adjacency: Literal["none", "learned", "bernoulli"] | None = None,
     recipe: str | Recipe | None = None,
     split: SplitChoice = 0,
@@ -43,8 +44,8 @@ def condense_graph(
 ) -> Job[Any]:
     """Distil a graph whose nodes have classes into a small one on which any graph network trains almost as well.
 
-    Give exactly one of `ratio`, `nodes`, `per_class` and `nbytes`. With all but `per_class` the classes share the budget as they
-    share the training nodes, at least one node each.
+    Give exactly one of `ratio`, `nodes` and `per_class`, or `nbytes` in their place or beside one of them. With all but
+    `per_class` the classes share the budget as they share the training nodes, at least one node each.
 
     Args:
         data: a `torch_geometric.data.Data` with x, edge_index, y and, where there are, edge_weight and masks; it is not
@@ -54,7 +55,10 @@ def condense_graph(
         nodes: synthetic nodes in all.
         per_class: synthetic nodes of each class.
         nbytes: most bytes that the result may take, features, edges and labels. Learned edges are as many as those that it
-            begins from; a warning says if more come out.
+            begins from; a warning says if more come out. Beside another budget it decides the precision of the features: the
+            finest codec by which so many nodes fit, unless `codec` is given.
+        codec: how features are stored: "float32", "float16", "int8", "int4" or "int2", with "-entropy" behind it entropy-coded
+            too. The result then has the bytes that x is decoded from as `coded`.
         adjacency: edges of the result, in place of the recipe's choice: "none" (networks read its features as already
             propagated), "learned" from features, or "bernoulli" (free).
         recipe: one of `datastill.recipes` for graphs, or None for the default.
@@ -82,7 +86,13 @@ def condense_graph(
     Raises:
         InputError: for data or arguments that cannot be used, before work starts.
     """
-    one_budget(needed=True, ratio=ratio, nodes=nodes, per_class=per_class, nbytes=nbytes)
+    points: dict[str, Any] = {"ratio": ratio, "nodes": nodes, "per_class": per_class}
+    if nbytes is not None:
+        check_count("nbytes", nbytes)
+    if any(value is not None for value in points.values()):
+        one_budget(**points)
+    else:
+        one_budget(needed=True, **points, nbytes=nbytes)
     chosen = find_recipe(recipe, "graph")
     if adjacency is not None:
         chosen = _with_adjacency(chosen, adjacency)
@@ -96,15 +106,27 @@ def condense_graph(
     ):
         cache = Path(out) / "propagated"
     modality = GraphModality(data, split=split, setting=setting, unlabelled=unlabelled, cache=cache, seed=seed)
+    stored = {} if codec is None else {"codec": codec}
     if per_class is not None:
         counts: Sequence[int] = [per_class] * modality.num_classes
-    elif nbytes is not None:
+    elif ratio is None and nodes is None and nbytes is not None:
         least, most = modality.num_classes, sum(modality.full_sizes)
-        counts = most_points(modality, chosen, nbytes, modality.allocate, least=least, most=most)
+        counts = most_points(modality, chosen, nbytes, modality.allocate, least=least, most=most, **stored)
     else:
         counts = modality.allocate((nodes or 0) if ratio is None else int(ratio * modality.num_nodes))
-    options = {"seed": seed, "steps": steps, "out": out, "device": device, "progress": progress, "nbytes": nbytes}
-    return Job(modality, counts, chosen, options)
+    if nbytes is not None and any(value is not None for value in points.values()):
+        codecs = CODECS if chosen.objective is not None and codec is None else (None,)
+        found = finest_codec(modality, chosen, nbytes, counts, codecs, **stored)
+        stored |= {} if found is None else {"codec": found}
+    options: dict[str, Any] = {
+        "seed": seed,
+        "steps": steps,
+        "out": out,
+        "device": device,
+        "progress": progress,
+        "nbytes": nbytes,
+    }
+    return Job(modality, counts, chosen, {**options, **stored})
 
 
 def _with_adjacency(recipe: Recipe, adjacency: str) -> Recipe:
