@@ -22,13 +22,15 @@ from datastill.backbones.training import Protocol
 from datastill.errors import check_count, require, unknown_name
 from datastill.modalities.base import Batch, Size, Split, Summary
 from datastill.modalities.classification import ClassificationModality
+from datastill.modalities.codec import Codec
 from datastill.modalities.graph_adjacency import BernoulliEdges
 from datastill.modalities.graph_initial import pick_nodes, separate
+from datastill.modalities.graph_native import decoded_features
 from datastill.modalities.graphs_data import GraphSet, Splits, read_graphs, read_parts
 from datastill.modalities.graphs_features import Integers, features_for
 from datastill.modalities.graphs_initial import INITS, central_graphs, cut, fitting
 from datastill.modalities.graphs_metrics import roc_auc
-from datastill.modalities.graphs_native import set_of_tensors, size_of, tensors_of_set, to_list
+from datastill.modalities.graphs_native import StoredGraphs, set_of_tensors, size_of, tensors_of_set, to_list
 from datastill.modalities.graphs_protocols import PUBLISHED
 from datastill.modalities.graphs_summary import GraphsSummary, RoundedGraphsSummary
 
@@ -202,6 +204,7 @@ class GraphsModality(ClassificationModality):
         anneal: int = 200,
         sparsity_weight: float = 0.1,
         start: float = 5.0,
+        codec: str | None = None,
         **unknown: Any,
     ) -> Summary:
         """`counts[c]` synthetic graphs of each class, in blocks by class.
@@ -222,9 +225,11 @@ class GraphsModality(ClassificationModality):
             anneal: steps between the two, and until categories are nearly one-hot.
             sparsity_weight: of "bernoulli": how much more edges than at the start are penalised.
             start: of "bernoulli": logit of an initial edge, and minus that of the other pairs.
+            codec: how features that are numbers are stored: None in full, or one of `codec.NAMES`. The rounding is part of
+                what is optimised.
         """
         if unknown:
-            options = ("adjacency", "nodes", "padding", "temperature", "anneal", "sparsity_weight", "start")
+            options = ("adjacency", "nodes", "padding", "temperature", "anneal", "sparsity_weight", "start", "codec")
             raise unknown_name("graphs summary option", next(iter(unknown)), options)
         for what, value, known in (
             ("init", init if isinstance(init, str) else "real", INITS),
@@ -239,6 +244,11 @@ class GraphsModality(ClassificationModality):
         )
         for label, count in enumerate(counts):
             check_count(f"counts[{label}]", count)
+        numbers = None if codec is None else Codec(codec)
+        require(
+            numbers is None or self.codec.exact,
+            f"codec={codec!r} is for features that are numbers; the nodes of these graphs are of categories, which are integers.",
+        )
         most = self.mean_nodes if nodes is None else check_count("nodes", nodes)
         if isinstance(init, str):
             how = init
@@ -257,7 +267,15 @@ class GraphsModality(ClassificationModality):
         shape = self.graphs.label_shape
         scale = self.scale if self.codec.exact else 1.0  # of logits there is no scale in the data
         made = kind(
-            features, sizes, labels, scale=scale, codec=self.codec, label_shape=shape, anneal=anneal, edges=edges
+            features,
+            sizes,
+            labels,
+            scale=scale,
+            codec=self.codec,
+            label_shape=shape,
+            anneal=anneal,
+            edges=edges,
+            numbers=numbers,
         )
         return made.to(self.device, self.dtype)
 
@@ -290,8 +308,14 @@ class GraphsModality(ClassificationModality):
         return to_list(self.graphs, torch.cat(self._members)[index])
 
     def size(self, dataset: list[Any]) -> Size:
-        """Graphs, and bytes of their tensors; features count as dense or as sparse rows, whichever takes less."""
-        return size_of(read_graphs(dataset))
+        """Graphs, and bytes of their tensors; features are coded, or count as dense or as sparse rows, whichever takes less."""
+        return size_of(read_graphs(dataset), getattr(dataset, "coded", None))
+
+    def stored_bytes(self, counts: Sequence[int], *, codec: str | None = None, **options: Any) -> int:
+        """Bytes that a summary takes with the edges that it begins with, whatever entropy coding of its features saves."""
+        plain = None if codec is None else Codec(codec).plain
+        found = super().stored_bytes(counts, codec=plain, **options)
+        return found + (codec != plain)  # entropy coding keeps what it does not shorten, behind one byte
 
     def full_size(self) -> Size:
         """Training graphs, and their bytes."""
@@ -299,10 +323,16 @@ class GraphsModality(ClassificationModality):
 
     @staticmethod
     def pack(dataset: list[Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """The tensors of all graphs end to end."""
-        return tensors_of_set(read_graphs(dataset))
+        """The tensors of all graphs end to end, without x where it is coded; then its shape is beside them."""
+        tensors, meta = tensors_of_set(read_graphs(dataset))
+        if not isinstance(dataset, StoredGraphs):
+            return tensors, meta
+        return {**tensors, "coded": dataset.coded}, {**meta, "x": list(tensors.pop("x").shape)}
 
     @staticmethod
     def unpack(tensors: dict[str, Tensor], meta: dict[str, Any]) -> list[Any]:
         """The inverse of `pack`."""
-        return to_list(set_of_tensors(tensors, meta))
+        if "coded" not in tensors:
+            return to_list(set_of_tensors(tensors, meta))
+        x = decoded_features(tensors["coded"], tuple(meta["x"]))
+        return StoredGraphs(to_list(set_of_tensors({**tensors, "x": x}, meta)), tensors["coded"])

@@ -13,6 +13,18 @@ from datastill.modalities.graph_native import stored_size
 from datastill.modalities.graphs_data import GraphSet
 
 
+class StoredGraphs(list[Any]):
+    """A list of `Data`, like any other, with the bytes that their x come from.
+
+    Attributes:
+        coded: (bytes,) uint8, which decode to the features of all nodes, graph after graph.
+    """
+
+    def __init__(self, graphs: list[Any], coded: Tensor) -> None:
+        super().__init__(graphs)
+        self.coded = coded
+
+
 def to_list(graphs: GraphSet, index: Tensor | None = None) -> list[Any]:
     """A `torch_geometric.data.Data` with edge_index, y and, where there is one, x for each graph, or those at `index`."""
     make = load_extra("torch_geometric.data", "graphs").Data
@@ -40,10 +52,15 @@ def _mixed(graphs: GraphSet) -> bool:
     return bool((owner.diff() < 0).any())
 
 
-def size_of(graphs: GraphSet) -> Size:
-    """Graphs, and bytes of features, edges and labels; features count as dense or as sparse rows, whichever is less."""
-    x = torch.empty(0, 1) if graphs.x is None else graphs.x
-    return Size(len(graphs), stored_size({"x": x, "edge_index": graphs.edge_index, "y": graphs.labels}).nbytes)
+def size_of(graphs: GraphSet, coded: Tensor | None = None) -> Size:
+    """Graphs, and bytes of features, edges and labels; features are `coded`, or count as dense or as sparse rows, the lesser."""
+    tensors = {
+        "x": torch.empty(0, 1) if graphs.x is None else graphs.x,
+        "edge_index": graphs.edge_index,
+        "y": graphs.labels,
+        **({} if coded is None else {"coded": coded}),
+    }
+    return Size(len(graphs), stored_size(tensors).nbytes)
 
 
 def tensors_of_set(graphs: GraphSet) -> tuple[dict[str, Tensor], dict[str, Any]]:

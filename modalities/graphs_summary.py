@@ -11,10 +11,12 @@ from datastill.backbones.graph_batch import Graphs, owners_of
 from datastill.backbones.nodes import normalised_dense
 from datastill.errors import check_count
 from datastill.modalities.base import Batch, Summary
+from datastill.modalities.codec import Codec
 from datastill.modalities.graph_adjacency import BernoulliEdges
+from datastill.modalities.graph_native import decoded_features, encoded_features
 from datastill.modalities.graphs_data import GraphSet
 from datastill.modalities.graphs_features import NodeFeatures
-from datastill.modalities.graphs_native import to_list
+from datastill.modalities.graphs_native import StoredGraphs, to_list
 
 
 class GraphsSummary(Summary):
@@ -30,6 +32,8 @@ class GraphsSummary(Summary):
         label_shape: of an exported y.
         anneal: steps until what becomes discrete in the export nearly is.
         edges: of the structure, or None for none.
+        numbers: by which features that are numbers are stored; learners read them as they are after that rounding. None stores
+            them in full.
     """
 
     labels: Tensor
@@ -48,8 +52,10 @@ class GraphsSummary(Summary):
         label_shape: tuple[int, ...],
         anneal: int = 200,
         edges: BernoulliEdges | None = None,
+        numbers: Codec | None = None,
     ) -> None:
         super().__init__()
+        self.numbers, self.coded = numbers, numbers is not None
         self.scale, self.codec, self.label_shape, self.edges = scale, codec, label_shape, edges
         self.anneal = check_count("anneal", anneal)
         present = torch.arange(features.shape[1]) < sizes[:, None]
@@ -73,7 +79,8 @@ class GraphsSummary(Summary):
         return Batch(Graphs(filled.flatten(0, 1), owner, count, adjacency, present), self.labels, self.labels)
 
     def _vectors(self) -> Tensor:
-        return self.codec.relax(self.features * self.scale, min(1.0, int(self.steps) / self.anneal))
+        vectors = self.codec.relax(self.features * self.scale, min(1.0, int(self.steps) / self.anneal))
+        return vectors if self.numbers is None else self.numbers.through(vectors)
 
     def _within(self, weights: Tensor) -> Tensor:
         """Edges (b, N, N) without those of absent nodes."""
@@ -81,14 +88,31 @@ class GraphsSummary(Summary):
 
     @torch.no_grad()
     def export(self) -> list[Any]:
-        """A PyG `Data` for each graph: x as the data have it, edge_index (both directions), y."""
+        """A PyG `Data` for each graph: x as the data have it, edge_index (both directions), y.
+
+        With a codec they are `StoredGraphs`, which also have the bytes that x is decoded from.
+        """
         edge_index = torch.empty(2, 0, dtype=torch.int64)
         if self.edges is not None:
             graph, target, source = self._within(self.edges.discrete(self.features)).cpu().nonzero(as_tuple=True)
             starts = (self.sizes.cumsum(0) - self.sizes).cpu()
             edge_index = torch.stack([source, target]) + starts[graph]
-        x = self.codec.decode(self._vectors().cpu())
-        return to_list(GraphSet(x, edge_index, self.sizes.cpu(), self.labels.cpu(), self.label_shape))
+        coded = None
+        if self.numbers is None:
+            x = self.codec.decode(self._vectors().cpu())
+        else:
+            coded = encoded_features(self.numbers, self.features * self.scale)
+            x = decoded_features(coded, tuple(self.features.shape))
+        found = to_list(GraphSet(x, edge_index, self.sizes.cpu(), self.labels.cpu(), self.label_shape))
+        return found if coded is None else StoredGraphs(found, coded)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of what is stored, with coded features where there is a codec."""
+        if self.numbers is None:
+            return super().nbytes
+        coded = encoded_features(self.numbers, self.features * self.scale)
+        return super().nbytes - self.features.numel() * self.features.element_size() + len(coded)
 
     def project_(self) -> None:
         """Notes that a step is done; the parameters are free."""

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import torch
 
-from datastill.budget import most_points, one_budget
+from datastill.budget import CODECS, finest_codec, most_points
 from datastill.condense.common import Job, condenser, find_recipe
 from datastill.errors import check_count, unknown_name
 from datastill.modalities.graphs import ADJACENCIES, GraphsModality
@@ -23,6 +23,7 @@ def condense_graphs(
     *,
     per_class: int | None = None,
     nbytes: int | None = None,
+    codec: str | None = None,
     nodes: int | None = None,
     adjacency: Literal["bernoulli", "none"] | None = None,
     recipe: str | Recipe | None = None,
@@ -41,8 +42,11 @@ def condense_graphs(
         data: a PyG dataset or a list of `torch_geometric.data.Data` with edge_index, one class in y, and x. Where no graph
             has x a node is its degree, one-hot, and that is the x of the synthetic graphs. Nothing is changed.
         per_class: graphs of each class in the result, at least 1; None is 10, or as many as fit into `nbytes`.
-        nbytes: most bytes that the result may take, in place of `per_class`. Edges are as many as those that it begins from; a
-            warning says if more come out.
+        nbytes: most bytes that the result may take. Edges are as many as those that it begins from; a warning says if more come
+            out. With `per_class` too it decides the precision of features that are numbers: the finest codec by which so many
+            graphs fit, unless `codec` is given.
+        codec: how such features are stored: "float32", "float16", "int8", "int4" or "int2", with "-entropy" behind it
+            entropy-coded too. The result then has the bytes that they are decoded from as `coded`.
         nodes: nodes of the largest synthetic graph; None is the mean of the training graphs.
         adjacency: edges of the result, in place of the recipe's choice: "bernoulli" (free) or "none" (networks read the
             features as already propagated).
@@ -65,7 +69,9 @@ def condense_graphs(
     Raises:
         InputError: for data or arguments that cannot be used, before work starts.
     """
-    one_budget(per_class=per_class, nbytes=nbytes)
+    for name, number in (("per_class", per_class), ("nbytes", nbytes)):
+        if number is not None:
+            check_count(name, number)
     chosen = find_recipe(recipe, "graphs")
     if adjacency is not None:
         chosen = _with_adjacency(chosen, adjacency)
@@ -74,11 +80,23 @@ def condense_graphs(
     target = {**chosen.target, **({} if integers is None else {"integers": integers})}
     modality = GraphsModality(data, split=split, metric=metric, seed=seed, **target)
     counts: Sequence[int] = [per_class or 10] * modality.num_groups
-    if nbytes is not None:
+    stored: dict[str, Any] = {} if codec is None else {"codec": codec}
+    if nbytes is not None and per_class is not None:
+        choice = chosen.objective is not None and codec is None and modality.codec.exact
+        found = finest_codec(modality, chosen, nbytes, counts, CODECS if choice else (None,), **stored)
+        stored |= {} if found is None else {"codec": found}
+    elif nbytes is not None:
         most = min(modality.group_sizes)
-        counts = most_points(modality, chosen, nbytes, lambda count: [count] * modality.num_groups, most=most)
-    options = {"seed": seed, "steps": steps, "out": out, "device": device, "progress": progress, "nbytes": nbytes}
-    return Job(modality, counts, chosen, options)
+        counts = most_points(modality, chosen, nbytes, lambda count: [count] * modality.num_groups, most=most, **stored)
+    options: dict[str, Any] = {
+        "seed": seed,
+        "steps": steps,
+        "out": out,
+        "device": device,
+        "progress": progress,
+        "nbytes": nbytes,
+    }
+    return Job(modality, counts, chosen, {**options, **stored})
 
 
 def _with_adjacency(recipe: Recipe, adjacency: str) -> Recipe:
