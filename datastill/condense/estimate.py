@@ -12,7 +12,7 @@ from datastill.modalities.base import Modality, Summary
 from datastill.objectives.base import Objective
 
 _COPIES = (
-    7  # of a summary: itself, its gradient, the optimiser's two, the best so far, the last good one, the best's copy
+    7  # of a summary: its own numbers, gradients, two of an optimiser, the best so far, the last good ones, a spare
 )
 
 
