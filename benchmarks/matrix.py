@@ -1,4 +1,4 @@
-"""Every objective on every modality: 6 x 4 cells, each beside a random subset of equal size and the full data.
+"""Every objective on every modality: 7 x 4 cells, each beside a random subset of equal size and the full data.
 
     python benchmarks/matrix.py                      digits, Cora, SST-2 with GloVe, MovieLens-100K from --folder
     python benchmarks/matrix.py --embedded           stand-ins from installed packages alone
@@ -31,6 +31,7 @@ FAMILIES = {
     "kernel ridge": "kip",
     "unrolled": "dd",
     "trajectory matching": "mtt",
+    "statistics matching": "sre2l",
 }
 BUDGETS = {"image": 10, "text": 20, "graph": 35, "interactions": 50}
 # The published schedules of the image recipes take hours; these are for a table of minutes on 8 x 8 images.
