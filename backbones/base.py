@@ -7,13 +7,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, TypeAlias
+from typing import ClassVar, TypeAlias
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn import functional as F
 
 from datastill.backbones.batch import Batch, Inputs, take
+from datastill.backbones.losses import Loss, slopes_of
 from datastill.backbones.ridge import ridge_solve
 
 Predictor: TypeAlias = Callable[[Inputs], Tensor]
@@ -48,15 +50,21 @@ class Learner(nn.Module, ABC):
         outputs: Tensor = self.head(self.embed(inputs))
         return outputs
 
-    def group_gradients(
-        self, batch: Batch, groups: Sequence[int], loss: Callable[[Tensor, Any], Tensor], *, create_graph: bool
-    ) -> list[Tensor]:
+    def differentiate(self, batch: Batch, loss: Loss) -> None:
+        """Leave the gradient of the loss of all points in `grad` of the parameters, for an optimiser's step.
+
+        The batch is constant: it gets no gradient. A learner that has its gradient in closed form overrides this.
+        """
+        self.zero_grad()
+        loss(self(batch.inputs), batch.targets).backward()
+
+    def group_gradients(self, batch: Batch, groups: Sequence[int], loss: Loss, *, create_graph: bool) -> list[Tensor]:
         """Gradients of each group's own loss, by autograd. A learner that has them in closed form overrides this.
 
         Args:
             batch: points of several groups.
             groups: which groups' points, each by itself.
-            loss: of outputs and targets, a scalar.
+            loss: of one group.
             create_graph: whether the gradients are to be differentiable in the inputs and targets of `batch`.
 
         Returns:
@@ -86,30 +94,50 @@ class LinearLearner(Learner):
 
     head: nn.Linear
 
-    def group_gradients(
-        self, batch: Batch, groups: Sequence[int], loss: Callable[[Tensor, Any], Tensor], *, create_graph: bool
-    ) -> list[Tensor]:
+    @torch.no_grad()
+    def differentiate(self, batch: Batch, loss: Loss) -> None:
+        """As every learner's, in closed form."""
+        features, weight, bias = self.embed(batch.inputs), self.head.weight, self.head.bias
+        outputs = (weight @ features.T).T  # few outputs: they are cheaper as rows
+        outputs = outputs if bias is None else outputs + bias
+        slopes = slopes_of(loss, outputs, batch.targets, [len(features)], differentiable=False)
+        weight.grad = slopes.T @ features
+        if bias is not None:
+            bias.grad = slopes.sum(0)
+
+    def group_gradients(self, batch: Batch, groups: Sequence[int], loss: Loss, *, create_graph: bool) -> list[Tensor]:
         """As every learner's, in closed form: with S the slopes d loss / d outputs and F the features, S^T F and sum S.
 
-        Autograd runs through the loss alone, once for all groups, so what it builds is of the outputs' size and not of the
-        inputs', and the result is of first order in the features.
+        So what autograd keeps is of the outputs' size and not of the inputs', and the result is of first order in the features.
         """
-        rows = [(batch.groups == group).nonzero().squeeze(1) for group in groups]
-        order, sizes = torch.cat(rows), [len(mine) for mine in rows]
+        order, sizes = batch.in_blocks(groups)
         with torch.set_grad_enabled(create_graph):
-            features = self.embed(batch.inputs)
-            if not torch.equal(order, torch.arange(len(features), device=order.device)):  # not in blocks yet
-                features = features[order]
-        with torch.enable_grad():
-            outputs = self.head(features)
-            pairs = zip(outputs.split(sizes), rows)
-            total = torch.stack([loss(part, take(batch.targets, mine)) for part, mine in pairs]).sum()
-            (slopes,) = torch.autograd.grad(total, outputs, create_graph=create_graph)
-        blocks = slopes.split(sizes)
-        gradients = [torch.stack([block.T @ part for block, part in zip(blocks, features.split(sizes))])]
-        if self.head.bias is not None:
-            gradients.append(torch.stack([block.sum(0) for block in blocks]))
+            features, targets = self.embed(batch.inputs), batch.targets
+            if order is not None:
+                features, targets = features[order], take(targets, order)
+            outputs = constant(self.head)(features)
+            slopes = slopes_of(loss, outputs, targets, sizes, differentiable=create_graph)
+            gradients = [by_block(slopes, features, sizes)]
+            if self.head.bias is not None:
+                gradients.append(by_block(slopes, None, sizes))
         return gradients
+
+
+def constant(layer: nn.Linear) -> Callable[[Tensor], Tensor]:
+    """What `layer` does to its inputs, with parameters that autograd does not follow."""
+    weight, bias = layer.weight.detach(), None if layer.bias is None else layer.bias.detach()
+    return lambda values: F.linear(values, weight, bias)
+
+
+def by_block(slopes: Tensor, features: Tensor | None, sizes: Sequence[int]) -> Tensor:
+    """S^T F of each stretch of rows, (blocks, c, d), for S (n, c) and F (n, d); the sum of its rows S, (blocks, c), without F."""
+    if min(sizes) == max(sizes):
+        slopes = slopes.unflatten(0, (len(sizes), -1))
+        return slopes.sum(1) if features is None else slopes.mT @ features.unflatten(0, (len(sizes), -1))
+    parts = slopes.split(list(sizes))
+    if features is None:
+        return torch.stack([part.sum(0) for part in parts])
+    return torch.stack([part.T @ mine for part, mine in zip(parts, features.split(list(sizes)))])
 
 
 def call_with(learner: Learner, parameters: Mapping[str, Tensor], inputs: Inputs) -> Tensor:

@@ -7,7 +7,7 @@ dataclasses of tensors. A structure whose points are not its first dimension (a 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -41,6 +41,16 @@ class Batch:
     def of_group(self, group: int) -> Batch:
         """The points of one group."""
         return self.take((self.groups == group).nonzero().squeeze(1))
+
+    def in_blocks(self, groups: Sequence[int]) -> tuple[Tensor | None, list[int]]:
+        """The positions of the points of `groups`, group after group (None where these are all points as they stand), and how
+        many each group has."""
+        most = max(max(groups) + 1, 1 + int(self.groups.max()) if len(self.groups) else 0)
+        wanted = torch.tensor(list(groups), device=self.groups.device)
+        sizes = torch.bincount(self.groups, minlength=most)[wanted]
+        if torch.equal(torch.repeat_interleave(wanted, sizes), self.groups):
+            return None, sizes.tolist()
+        return torch.cat([(self.groups == group).nonzero().squeeze(1) for group in groups]), sizes.tolist()
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Batch:
         """The batch on `device`, its floating tensors as `dtype`."""

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import cast
+
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from datastill.backbones.base import Learner
-from datastill.backbones.graph_batch import Graphs, Pool
+from datastill.backbones.base import Learner, by_block, constant
+from datastill.backbones.batch import Batch
+from datastill.backbones.graph_batch import Graphs, Layers, Pool
+from datastill.backbones.losses import Loss, slopes_of
 from datastill.errors import check_count
 
 
@@ -28,22 +34,60 @@ class PooledGCN(Learner):
         self.pool: Pool = pool
         self.first = _glorot(width, hidden)
         self.others = nn.ModuleList(_glorot(hidden, hidden) for _ in range(depth - 1))
-        self.head = nn.Linear(hidden, outputs)
+        self.head: nn.Linear = nn.Linear(hidden, outputs)
 
-    def _nodes(self, graphs: Graphs) -> list[Tensor]:
-        # Features propagate before the weights: A X of a constant graph is known.
-        found = [F.relu(self.first(graphs.received()))]
-        for layer in self.others:
-            found.append(F.relu(layer(graphs.propagate(found[-1]))))
+    def _units(self, layers: Layers, convolutions: Sequence[tuple[Tensor, Tensor]]) -> list[Tensor]:
+        """Units of every convolution, of these weights and biases; a row for each row of `layers`."""
+        # Features propagate before the first weights, since A X of a constant graph is known; units propagate after the weights,
+        # since there are fewer kinds of nodes before a round than after it.
+        found = [F.relu(F.linear(layers.received, *convolutions[0]))]
+        for number, (weight, bias) in enumerate(convolutions[1:]):
+            found.append(F.relu(layers.receive(number, F.linear(found[-1], weight)) + bias))
         return found
+
+    def _convolutions(self) -> list[tuple[Tensor, Tensor]]:
+        return [(layer.weight, layer.bias) for layer in (self.first, *cast(Sequence[nn.Linear], self.others))]
 
     def embed(self, inputs: Graphs) -> Tensor:
         """Pooled units of the last convolution, (m, hidden)."""
-        return inputs.pool(self._nodes(inputs)[-1], self.pool)
+        layers = inputs.layers(1 + len(self.others))
+        return layers.pool(len(self.others), self._units(layers, self._convolutions())[-1], self.pool)
 
     def layers(self, inputs: Graphs) -> list[Tensor]:
         """Pooled units of each convolution, (m, hidden)."""
-        return [inputs.pool(units, self.pool) for units in self._nodes(inputs)]
+        layers = inputs.layers(1 + len(self.others))
+        return [
+            layers.pool(number, units, self.pool)
+            for number, units in enumerate(self._units(layers, self._convolutions()))
+        ]
+
+    def group_gradients(self, batch: Batch, groups: Sequence[int], loss: Loss, *, create_graph: bool) -> list[Tensor]:
+        """As every learner's, by the chain rule written out: all groups are one pass, as no edge links their graphs.
+
+        Only the last step, the sum over nodes that makes a gradient of weights, is by groups. What autograd keeps with
+        `create_graph` are these few products, of first order in the features and edges.
+        """
+        order, sizes = batch.in_blocks(groups)
+        if order is not None:
+            batch = batch.take(order)
+        with torch.set_grad_enabled(create_graph):
+            layers = batch.inputs.layers(1 + len(self.others), sizes)
+            weights = [(weight.detach(), bias.detach()) for weight, bias in self._convolutions()]
+            units = self._units(layers, weights)
+            last = len(self.others)
+            pooled = layers.pool(last, units[-1], self.pool)
+            slopes = slopes_of(loss, constant(self.head)(pooled), batch.targets, sizes, differentiable=create_graph)
+            found = [by_block(slopes, None, sizes), by_block(slopes, pooled, sizes)]  # in reverse order
+            slopes = layers.unpool(last, slopes @ self.head.weight.detach(), self.pool)
+            for number in range(last, 0, -1):
+                slopes = _gated(slopes, units[number])
+                found.append(by_block(slopes, None, layers.sizes[number]))
+                slopes = layers.send_back(number - 1, slopes)
+                found.append(by_block(slopes, units[number - 1], layers.sizes[number - 1]))
+                slopes = slopes @ weights[number][0]
+            slopes = _gated(slopes, units[0])
+            found += [by_block(slopes, None, layers.sizes[0]), by_block(slopes, layers.received, layers.sizes[0])]
+        return found[::-1]
 
 
 class ProfileMLP(Learner):
@@ -69,3 +113,9 @@ def _glorot(fan_in: int, fan_out: int) -> nn.Linear:
     nn.init.xavier_uniform_(layer.weight)
     nn.init.zeros_(layer.bias)
     return layer
+
+
+def _gated(slopes: Tensor, units: Tensor) -> Tensor:
+    """Slopes of what a ReLU read, from those of what it gave, `units`; in one pass, as autograd has it."""
+    gated: Tensor = torch.ops.aten.threshold_backward(slopes, units, 0)
+    return gated

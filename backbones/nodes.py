@@ -75,6 +75,11 @@ class Csr:
     @cached_property
     def transposed(self) -> Csr:
         """The transpose, made once: every backward pass through a product needs it."""
+        if self.columns.device.type == "cpu":
+            parts = self.values.detach().numpy(), self.columns.numpy(), self.starts.numpy()
+            turned = sp.csr_matrix(parts, shape=self.shape).tocsc()
+            starts, rows, values = (torch.from_numpy(part) for part in (turned.indptr, turned.indices, turned.data))
+            return Csr(starts, rows, values, self.shape[0])
         order = torch.argsort(self.columns, stable=True)
         counts = torch.bincount(self.columns, minlength=self.width)
         return Csr(self._starts(counts), self.owners()[order], self.values[order], self.shape[0])
@@ -259,20 +264,40 @@ class Nodes:
     def propagated(self, hops: int) -> Tensor:
         """A^hops X at the rows, (m, d)."""
         if self.adjacency is None or hops == 0:
-            return self.features[self.rows]
+            return self.features if self._whole() else self.features[self.rows]
         if self.hops is not None:
             if hops not in self._memo:
                 self._memo[hops] = self.hops(hops)[self.rows]
             known: Tensor = self._memo[hops]
             return known
         if hops not in self._memo:
-            inner, pull = self.pull()
-            reached = pull(inner.propagated(hops - 1))
+            if isinstance(self.adjacency, Tensor) and len(self.features) <= self.features.shape[1]:
+                reached = self._power(hops) @ self.features  # wide features are multiplied once
+            else:
+                inner, pull = self.pull()
+                reached = pull(inner.propagated(hops - 1))
             if reached.requires_grad:
                 return reached
             self._memo[hops] = reached
         known = self._memo[hops]
         return known
+
+    def _power(self, hops: int) -> Tensor:
+        """The rows of A^hops, (m, n), of a dense A."""
+        assert isinstance(self.adjacency, Tensor)
+        power = self.adjacency if self._whole() else self.adjacency[self.rows]
+        for _ in range(hops - 1):
+            power = power @ self.adjacency
+        return power
+
+    def _whole(self) -> bool:
+        """Whether the rows are all nodes in their order, so that nothing has to be copied to get at them."""
+        if "whole" not in self._memo:
+            count = len(self.features)
+            every = torch.arange(count, device=self.rows.device)
+            self._memo["whole"] = len(self.rows) == count and torch.equal(self.rows, every)
+        whole: bool = self._memo["whole"]
+        return whole
 
     def pull(self) -> tuple[Nodes, Callable[[Tensor], Tensor]]:
         """The nodes whose values the rows receive, and the linear map (k, h) -> (m, h) by which they do.
@@ -287,7 +312,7 @@ class Nodes:
                 self._memo["pull"] = weights, self.at(sources)
             weights, inner = self._memo["pull"]
             return inner, lambda values: weights @ values
-        received = self.adjacency[self.rows]
+        received = self.adjacency if self._whole() else self.adjacency[self.rows]
         return self.at(torch.arange(len(self.features), device=self.rows.device)), lambda values: received @ values
 
 

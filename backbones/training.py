@@ -79,7 +79,7 @@ def make_optimizer(protocol: Protocol, parameters: Any) -> torch.optim.Optimizer
             parameters, lr=protocol.lr, momentum=protocol.momentum, weight_decay=protocol.weight_decay
         )
     kind = torch.optim.AdamW if protocol.optimizer == "adamw" else torch.optim.Adam
-    return kind(parameters, lr=protocol.lr, weight_decay=protocol.weight_decay)
+    return kind(parameters, lr=protocol.lr, weight_decay=protocol.weight_decay, fused=True)
 
 
 def learning_rate(protocol: Protocol, step: int, steps: int) -> float:
@@ -162,8 +162,7 @@ def train(
             learner.train()
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(protocol, step, steps)
-            optimizer.zero_grad()
-            loss(learner(points.inputs), points.targets).backward()
+            learner.differentiate(points, loss)
             optimizer.step()
             learner.eval()
             if after_step is not None:

@@ -38,7 +38,9 @@ class PlainPairs(nn.Module):
         with torch.no_grad():
             for mine, theirs in pairs:
                 mine.weight.copy_(theirs.weight)
-                mine.bias.copy_(theirs.bias)
+                mine.bias.zero_() if theirs.bias is None else mine.bias.copy_(
+                    theirs.bias
+                )  # without one before batch norm
             for norm, gain, shift in zip((first_norm, second_norm), like.gains, like.shifts):
                 norm.weight.copy_(gain)
                 norm.bias.copy_(shift)

@@ -220,7 +220,10 @@ class Modality(ABC):
 
     @abstractmethod
     def loss(self, outputs: Tensor, targets: Any) -> Tensor:
-        """Mean training loss of outputs (n, c), a scalar, twice differentiable."""
+        """Mean training loss of outputs (n, c), a scalar, twice differentiable.
+
+        One whose slopes are known, see `datastill.backbones.losses.sloped`, spares learners autograd.
+        """
 
     def losses(self, outputs: Tensor, targets: Any) -> Tensor:
         """The loss of each point by itself, (n,)."""

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from datastill.backbones.base import Predictor
 from datastill.backbones.chunks import parts_of
+from datastill.backbones.losses import cross_entropy_slopes, sloped
 from datastill.modalities.base import Batch, Modality, Split, Summary
 
 
@@ -26,6 +27,7 @@ class ClassificationModality(Modality):
     def held_out(self, split: Split) -> Iterable[Batch]:
         """Batches of the real points of a held-out split, on `device` and in `dtype`."""
 
+    @sloped(cross_entropy_slopes)
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Mean cross-entropy; targets may be distributions."""
         return F.cross_entropy(outputs, targets)

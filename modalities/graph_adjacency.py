@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from datastill.errors import check_count, require
+from datastill.modalities.graph_pairs import EPSILON, pair_scores
 
 
 class SyntheticEdges(nn.Module, ABC):
@@ -56,8 +57,8 @@ class PairMLP(SyntheticEdges):
         check_count("hidden", hidden)
         require(0 <= threshold < 1, f"threshold must be in [0, 1), got {threshold!r}.")
         self.threshold = threshold
-        self.pair = nn.Linear(2 * width, hidden)
-        self.second = nn.Linear(hidden, hidden)
+        self.pair = nn.Linear(2 * width, hidden, bias=False)  # batch norm would take a bias out again
+        self.second = nn.Linear(hidden, hidden, bias=False)
         self.last = nn.Linear(hidden, 1)
         nn.init.constant_(self.last.bias, start)
         self.gains = nn.ParameterList([torch.ones(hidden), torch.ones(hidden)])
@@ -66,17 +67,15 @@ class PairMLP(SyntheticEdges):
     def forward(self, features: Tensor, rng: torch.Generator | None = None) -> Tensor:
         """Weights (n, n); they are not random."""
         count, width = features.shape
-        left = features @ self.pair.weight[:, :width].T + self.pair.bias
-        right = features @ self.pair.weight[:, width:].T
-        left, right = left - left.mean(0), right - right.mean(0)
-        gain = self.gains[0] * (left.square().mean(0) + right.square().mean(0) + _EPSILON).rsqrt()
-        left, right = left * gain + self.shifts[0], right * gain
-        pairs = torch.relu(left[:, None, :] + right[None, :, :]).reshape(count * count, -1)
-        pairs = self.second(pairs)
-        pairs = F.batch_norm(pairs, None, None, self.gains[1], self.shifts[1], training=True, eps=_EPSILON)
-        pairs = torch.relu(pairs)
-        scores = self.last(pairs).reshape(count, count)
-        return _hollow(torch.sigmoid((scores + scores.T) / 2))
+        # Rows 2k and 2k + 1 are what unit k makes of the first and of the second node.
+        sides = F.linear(features, self.pair.weight.view(-1, width)).view(count, -1, 2)
+        sides = sides - sides.mean(0)
+        scale = self.gains[0] * (sides.square().mean(0).sum(1) + EPSILON).rsqrt()
+        left, right = (sides * scale[:, None]).unbind(2)
+        scores = pair_scores(
+            left + self.shifts[0], right, self.second.weight, self.gains[1], self.shifts[1], self.last.weight[0]
+        )
+        return _hollow(torch.sigmoid((scores + scores.T) / 2 + self.last.bias))
 
     @torch.no_grad()
     def discrete(self, features: Tensor) -> Tensor:
@@ -157,9 +156,6 @@ class BernoulliEdges(SyntheticEdges):
         full = values.new_zeros(*values.shape[:-1], self.count, self.count)
         full[..., upper[0], upper[1]] = values
         return full + full.mT
-
-
-_EPSILON = 1e-5
 
 
 def _hollow(weights: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from datastill.backbones.base import Learner, Predictor
+from datastill.backbones.batch import map_tensors
 from datastill.backbones.chunks import parts_of
 from datastill.backbones.graph_batch import Graphs, Pool, owners_of
 from datastill.backbones.graphs import PooledGCN, ProfileMLP
@@ -99,6 +100,7 @@ class GraphsModality(ClassificationModality):
         self._everything = self._encoded(self.graphs)
         self._members = [train[self.graphs.labels[train] == label] for label in range(classes)]
         self._held: dict[str, list[Batch]] = {}
+        self._here: Graphs | None = None
         profile = self._everything.take(train).profile(self.hops)
         self._centre = profile.mean(0)
         self._spread = (profile - self._centre).square().mean((0, 2)).sqrt().clamp(min=1e-6)[:, None]
@@ -110,7 +112,7 @@ class GraphsModality(ClassificationModality):
         before = self.device, self.dtype
         super().to(device, dtype)
         if (self.device, self.dtype) != before:
-            self._held = {}
+            self._held, self._here = {}, None
         return self
 
     # --- the target dataset -------------------------------------------------------------------------------------------
@@ -129,8 +131,13 @@ class GraphsModality(ClassificationModality):
         return replace(bare, adjacency=normalised(graphs.edge_index, None, len(features))).constant(self.hops)
 
     def _batch(self, index: Tensor) -> Batch:
-        labels = self.graphs.labels[index]
-        return Batch(self._everything.take(index), labels, labels)
+        if self._here is None:  # all graphs, on the device
+            self._here = map_tensors(self._moved, self._everything)
+        labels = self.graphs.labels[index].to(self.device)
+        return Batch(self._here.take(index.to(self.device)), labels, labels)
+
+    def _moved(self, tensor: Tensor) -> Tensor:
+        return tensor.to(self.device, self.dtype if tensor.is_floating_point() else None)
 
     def draw(self, size: int | None, groups: Sequence[int], rng: torch.Generator | None) -> Batch:
         """Training graphs, in one sparse piece."""
@@ -146,7 +153,7 @@ class GraphsModality(ClassificationModality):
         """The graphs of a held-out part, 1024 at a time."""
         if split not in self._held:
             chunks = self.parts[split].split(_CHUNK)
-            self._held[split] = [self._batch(chunk).to(self.device, self.dtype) for chunk in chunks]
+            self._held[split] = [self._batch(chunk) for chunk in chunks]
         return self._held[split]
 
     def fingerprint(self) -> str:

@@ -129,6 +129,11 @@ class RealBatches:
         return self._share
 
 
+def enough(size: int | None, available: Sequence[int]) -> int | None:
+    """`size`, or None where no group has more points than that, so that all of them are drawn just once."""
+    return None if size is not None and size >= max(available) else size
+
+
 def _shared(batch: Any) -> Any:
     return batch.take(processes.share(len(batch)).to(batch.groups.device))
 

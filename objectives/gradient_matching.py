@@ -23,7 +23,7 @@ from datastill.backbones.batch import Batch
 from datastill.backbones.training import Protocol, make_optimizer
 from datastill.errors import check_count, require, unknown_name
 from datastill.modalities.base import Modality, Summary
-from datastill.objectives.base import Objective, RealBatches, network_bytes
+from datastill.objectives.base import Objective, RealBatches, enough, network_bytes
 from datastill.objectives.inner import OncePerStep, shuffled_picks
 from datastill.rng import fork, generator, isolated
 
@@ -117,7 +117,7 @@ class GradientMatching(Objective):
 
     def start(self, modality: Modality, summary: Summary, *, seed: int = 0, workdir: Path | None = None) -> None:
         super().start(modality, summary, seed=seed, workdir=workdir)
-        self._real = RealBatches(modality.real, self.real_size)
+        self._real = RealBatches(modality.real, enough(self.real_size, modality.group_sizes))
         self._synthetic = OncePerStep(summary)
         with torch.no_grad():
             self._counts = torch.bincount(summary().groups.cpu(), minlength=modality.num_groups)
@@ -212,8 +212,7 @@ class GradientMatching(Objective):
                 points = batch if pick is None else batch.take(pick.to(batch.groups.device))
                 if augment is not None:
                     points = augment(points, fork(rng) % 2**31)
-                self._optimizer.zero_grad()
-                self.modality.loss(self._net(points.inputs), points.targets).backward()
+                self._net.differentiate(points, self.modality.loss)
                 self._optimizer.step()
         self._net.eval().zero_grad()
 
@@ -273,5 +272,6 @@ def _hidden(net: Learner) -> list[bool]:
 def _angles(a: Tensor, b: Tensor) -> Tensor:
     # The norm of an all-zero row has no derivative; the tiny floor under the square gives it zero instead of NaN.
     tiny = torch.finfo(a.dtype).tiny
-    lengths = (a.square().sum(-1) + tiny).sqrt() * (b.square().sum(-1) + tiny).sqrt()
-    return 1 - (a * b).sum(-1) / (lengths + 1e-6)
+    dot = torch.linalg.vecdot
+    lengths = (dot(a, a) + tiny).sqrt() * (dot(b, b) + tiny).sqrt()
+    return 1 - dot(a, b) / (lengths + 1e-6)

@@ -155,8 +155,7 @@ class LayerMatching(Objective):
             points = synthetic if pick is None else synthetic.take(pick.to(synthetic.groups.device))
             if self.augment:
                 points = self.modality.augment(points, fork(rng) % 2**31)
-            optimizer.zero_grad()
-            self.modality.loss(net(points.inputs), points.targets).backward()
+            net.differentiate(points, self.modality.loss)
             optimizer.step()
         net.eval().zero_grad()
 

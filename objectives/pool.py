@@ -55,8 +55,7 @@ class LearnerPool:
         learner, optimizer = self._learners[now].requires_grad_(True), self._optimizers[now]
         learner.train()
         with isolated(fork(rng)):
-            optimizer.zero_grad()
-            self._error(learner(batch.inputs), batch.targets).backward()
+            learner.differentiate(batch, self._error)
             optimizer.step()
         learner.eval()
         self.ages[now] += 1
