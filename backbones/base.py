@@ -22,6 +22,10 @@ Predictor: TypeAlias = Callable[[Inputs], Tensor]
 """Anything trained: inputs of `n` points to outputs (n, c)."""
 
 
+_FEW = 16
+"""Outputs, up to which it is cheaper to compute them a row for each output than a row for each point."""
+
+
 class Learner(nn.Module, ABC):
     """Phi_theta of finite width: outputs are `head(embed(inputs))`.
 
@@ -98,9 +102,7 @@ class LinearLearner(Learner):
     def differentiate(self, batch: Batch, loss: Loss) -> None:
         """As every learner's, in closed form."""
         features, weight, bias = self.embed(batch.inputs), self.head.weight, self.head.bias
-        outputs = (weight @ features.T).T  # few outputs: they are cheaper as rows
-        outputs = outputs if bias is None else outputs + bias
-        slopes = slopes_of(loss, outputs, batch.targets, [len(features)], differentiable=False)
+        slopes = slopes_of(loss, constant(self.head)(features), batch.targets, [len(features)], differentiable=False)
         weight.grad = slopes.T @ features
         if bias is not None:
             bias.grad = slopes.sum(0)
@@ -126,7 +128,11 @@ class LinearLearner(Learner):
 def constant(layer: nn.Linear) -> Callable[[Tensor], Tensor]:
     """What `layer` does to its inputs, with parameters that autograd does not follow."""
     weight, bias = layer.weight.detach(), None if layer.bias is None else layer.bias.detach()
-    return lambda values: F.linear(values, weight, bias)
+    if len(weight) > _FEW:
+        return lambda values: F.linear(values, weight, bias)
+    if bias is None:
+        return lambda values: (weight @ values.T).T
+    return lambda values: torch.addmm(bias[:, None], weight, values.T).T
 
 
 def by_block(slopes: Tensor, features: Tensor | None, sizes: Sequence[int]) -> Tensor:

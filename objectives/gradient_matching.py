@@ -270,8 +270,40 @@ def _hidden(net: Learner) -> list[bool]:
 
 
 def _angles(a: Tensor, b: Tensor) -> Tensor:
-    # The norm of an all-zero row has no derivative; the tiny floor under the square gives it zero instead of NaN.
-    tiny = torch.finfo(a.dtype).tiny
-    dot = torch.linalg.vecdot
-    lengths = (dot(a, a) + tiny).sqrt() * (dot(b, b) + tiny).sqrt()
-    return 1 - dot(a, b) / (lengths + 1e-6)
+    """1 - cosine of the rows of a and b (..., d), with a small number added to the product of their lengths."""
+    angles: Tensor = _Angles.apply(a, b)
+    return angles
+
+
+class _Angles(torch.autograd.Function):
+    """It keeps a and b alone, and its gradients are a few numbers a row times a and b. They can be differentiated again."""
+
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, b: Tensor) -> Tensor:
+        ctx.save_for_backward(a, b)
+        product, mine, other = _lengths(a, b)
+        return 1 - product / (mine * other + _APART)
+
+    @staticmethod
+    def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor | None, ...]:
+        a, b = ctx.saved_tensors
+        product, mine, other = _lengths(a, b)
+        whole = mine * other + _APART
+        along, across = slopes[0] / whole, slopes[0] * product / whole.square()
+        pairs = (
+            (ctx.needs_input_grad[0], a, b, across * other / mine),
+            (ctx.needs_input_grad[1], b, a, across * mine / other),
+        )
+        return tuple(
+            torch.addcmul(own * scale[..., None], facing, along[..., None], value=-1) if needed else None
+            for needed, own, facing, scale in pairs
+        )
+
+
+_APART = 1e-6
+
+
+def _lengths(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Inner products and lengths of rows. That of an all-zero row has no derivative; a tiny floor gives it zero and not NaN."""
+    dot, tiny = torch.linalg.vecdot, torch.finfo(a.dtype).tiny
+    return dot(a, b), (dot(a, a) + tiny).sqrt(), (dot(b, b) + tiny).sqrt()
