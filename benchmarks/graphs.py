@@ -3,8 +3,8 @@
     python benchmarks/graphs.py                    all of it
     python benchmarks/graphs.py --jobs gcond       one job
 
-The plain loops are in `plain_graphs.py`. The two take turns in one process, so that both see the same machine: stretches of ten
-steps, as in a run, and single steps, where each begins with what the other has left of the caches. Medians of seconds are compared. Before that both run in float64, where their losses have to agree: to the last digits, save
+The plain loops are in `plain_graphs.py`. The two take turns in one process, so that both see the same machine: of ten steps, as
+in a run, and of single ones, which begin with what the other loop has left of the caches. Medians of seconds are compared. Before that both run in float64, where their losses have to agree: to the last digits, save
 for what the library knows of constant graphs (A X of small ones), which it computes in float32 once.
 """
 
