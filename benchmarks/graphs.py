@@ -4,8 +4,9 @@
     python benchmarks/graphs.py --jobs gcond       one job
 
 The plain loops are in `plain_graphs.py`. The two take turns in one process, so that both see the same machine: of ten steps, as
-in a run, and of single ones, which begin with what the other loop has left of the caches. Medians of seconds are compared. Before that both run in float64, where their losses have to agree: to the last digits, save
-for what the library knows of constant graphs (A X of small ones), which it computes in float32 once.
+in a run, and of single ones, which begin with what the other loop has left of the caches. Medians of seconds are compared.
+Before that both run in float64, where their losses have to agree: to the last digits, save for what the library knows of
+constant graphs (A X of small ones), which it computes in float32 once.
 """
 
 from __future__ import annotations
