@@ -17,13 +17,14 @@ from torch.nn import functional as F
 from datastill.backbones.batch import Batch, Inputs, take
 from datastill.backbones.losses import Loss, slopes_of
 from datastill.backbones.ridge import ridge_solve
+from datastill.backbones.steps import stepper
 
 Predictor: TypeAlias = Callable[[Inputs], Tensor]
 """Anything trained: inputs of `n` points to outputs (n, c)."""
 
 
 _FEW = 16
-"""Outputs, up to which it is cheaper to compute them a row for each output than a row for each point."""
+"""Outputs, up to which it is cheaper to compute them a row for each output than a row for each point, if without autograd."""
 
 
 class Learner(nn.Module, ABC):
@@ -62,6 +63,12 @@ class Learner(nn.Module, ABC):
         self.zero_grad()
         loss(self(batch.inputs), batch.targets).backward()
 
+    def descend(self, batch: Batch, loss: Loss, optimizer: torch.optim.Optimizer, steps: int) -> None:
+        """So many steps of `optimizer`, which is of this learner's parameters, each on the loss of all points."""
+        for _ in range(steps):
+            self.differentiate(batch, loss)
+            optimizer.step()
+
     def group_gradients(self, batch: Batch, groups: Sequence[int], loss: Loss, *, create_graph: bool) -> list[Tensor]:
         """Gradients of each group's own loss, by autograd. A learner that has them in closed form overrides this.
 
@@ -98,14 +105,33 @@ class LinearLearner(Learner):
 
     head: nn.Linear
 
-    @torch.no_grad()
     def differentiate(self, batch: Batch, loss: Loss) -> None:
         """As every learner's, in closed form."""
+        self._differentiation(batch, loss)()
+
+    def descend(self, batch: Batch, loss: Loss, optimizer: torch.optim.Optimizer, steps: int) -> None:
+        """As every learner's: the features are the same at every step."""
+        differentiate, step = self._differentiation(batch, loss), optimizer.step
+        for number in range(steps):
+            differentiate()
+            step()
+            if number == 0:  # the optimiser has its state now
+                step = stepper(optimizer)
+
+    @torch.no_grad()
+    def _differentiation(self, batch: Batch, loss: Loss) -> Callable[[], None]:
+        """What `differentiate` does, to be called again and again while the parameters move."""
         features, weight, bias = self.embed(batch.inputs), self.head.weight, self.head.bias
-        slopes = slopes_of(loss, constant(self.head)(features), batch.targets, [len(features)], differentiable=False)
-        weight.grad = slopes.T @ features
-        if bias is not None:
-            bias.grad = slopes.sum(0)
+        outputs, sizes = constant(self.head), [len(features)]
+
+        @torch.no_grad()
+        def differentiate() -> None:
+            slopes = slopes_of(loss, outputs(features), batch.targets, sizes, differentiable=False)
+            weight.grad = slopes.T @ features
+            if bias is not None:
+                bias.grad = slopes.sum(0)
+
+        return differentiate
 
     def group_gradients(self, batch: Batch, groups: Sequence[int], loss: Loss, *, create_graph: bool) -> list[Tensor]:
         """As every learner's, in closed form: with S the slopes d loss / d outputs and F the features, S^T F and sum S.
@@ -128,7 +154,7 @@ class LinearLearner(Learner):
 def constant(layer: nn.Linear) -> Callable[[Tensor], Tensor]:
     """What `layer` does to its inputs, with parameters that autograd does not follow."""
     weight, bias = layer.weight.detach(), None if layer.bias is None else layer.bias.detach()
-    if len(weight) > _FEW:
+    if len(weight) > _FEW or torch.is_grad_enabled():
         return lambda values: F.linear(values, weight, bias)
     if bias is None:
         return lambda values: (weight @ values.T).T

@@ -45,9 +45,8 @@ class Batch:
     def in_blocks(self, groups: Sequence[int]) -> tuple[Tensor | None, list[int]]:
         """The positions of the points of `groups`, group after group (None where these are all points as they stand), and how
         many each group has."""
-        most = max(max(groups) + 1, 1 + int(self.groups.max()) if len(self.groups) else 0)
         wanted = torch.tensor(list(groups), device=self.groups.device)
-        sizes = torch.bincount(self.groups, minlength=most)[wanted]
+        sizes = torch.bincount(self.groups, minlength=max(groups) + 1)[wanted]
         if torch.equal(torch.repeat_interleave(wanted, sizes), self.groups):
             return None, sizes.tolist()
         return torch.cat([(self.groups == group).nonzero().squeeze(1) for group in groups]), sizes.tolist()

@@ -208,12 +208,14 @@ class GradientMatching(Objective):
         steps = self.inner_epochs * -(-len(batch) // size)
         self._net.train()
         with isolated(fork(rng)):
-            for pick in shuffled_picks(len(batch), size, steps, rng):
-                points = batch if pick is None else batch.take(pick.to(batch.groups.device))
-                if augment is not None:
-                    points = augment(points, fork(rng) % 2**31)
-                self._net.differentiate(points, self.modality.loss)
-                self._optimizer.step()
+            if size == len(batch) and augment is None:
+                self._net.descend(batch, self.modality.loss, self._optimizer, steps)
+            else:
+                for pick in shuffled_picks(len(batch), size, steps, rng):
+                    points = batch if pick is None else batch.take(pick.to(batch.groups.device))
+                    if augment is not None:
+                        points = augment(points, fork(rng) % 2**31)
+                    self._net.descend(points, self.modality.loss, self._optimizer, 1)
         self._net.eval().zero_grad()
 
     def _adopt(self, net: Learner) -> None:
@@ -276,18 +278,19 @@ def _angles(a: Tensor, b: Tensor) -> Tensor:
 
 
 class _Angles(torch.autograd.Function):
-    """It keeps a and b alone, and its gradients are a few numbers a row times a and b. They can be differentiated again."""
+    """It keeps a and b and a few numbers a row, of which the gradients are made. They can be differentiated again."""
 
     @staticmethod
     def forward(ctx: Any, a: Tensor, b: Tensor) -> Tensor:
-        ctx.save_for_backward(a, b)
         product, mine, other = _lengths(a, b)
+        ctx.save_for_backward(a, b, product, mine, other)
         return 1 - product / (mine * other + _APART)
 
     @staticmethod
     def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor | None, ...]:
-        a, b = ctx.saved_tensors
-        product, mine, other = _lengths(a, b)
+        a, b, product, mine, other = ctx.saved_tensors
+        if torch.is_grad_enabled():  # to be differentiated again
+            product, mine, other = _lengths(a, b)
         whole = mine * other + _APART
         along, across = slopes[0] / whole, slopes[0] * product / whole.square()
         pairs = (
