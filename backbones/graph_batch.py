@@ -185,7 +185,7 @@ class Graphs:
             sizes = torch.zeros_like(blocks).index_add_(0, block, rows).tolist()
             pool = self._counts(torch.arange(len(self.owner), device=rows.device), len(self.owner))
             return Layers(self.received(), (self.adjacency,) * (depth - 1), (pool,) * depth, nodes, (sizes,) * depth)
-        kinds, of_blocks = kinds.compact(depth, block[self.owner] if len(blocks) > 1 else None)
+        kinds, of_blocks = kinds.compact(depth, block[self.owner] if len(blocks) > 1 else None, len(blocks))
         pools = tuple(self._counts(members, sum(sizes)) for members, sizes in zip(kinds.members, of_blocks))
         return Layers(kinds.received, kinds.operators, pools, nodes, tuple(of_blocks))
 

@@ -42,19 +42,19 @@ class Kinds:
         """The same kinds with other members: those of `nodes`, (m,) ids."""
         return replace(self, members=tuple(kinds[nodes] for kinds in self.members))
 
-    def compact(self, rounds: int, blocks: Tensor | None = None) -> tuple[Kinds, list[list[int]]]:
+    def compact(self, rounds: int, blocks: Tensor | None = None, count: int = 1) -> tuple[Kinds, list[list[int]]]:
         """The kinds that have members or that those receive from, in as many rounds as asked for.
 
         Args:
             rounds: from the first on, at most those there are.
             blocks: (n,) int64, ascending from 0: nodes of different blocks are never of one kind then, and kinds stand block
                 after block.
+            count: blocks there are.
 
         Returns:
             The kinds, and for every round how many of them there are in each block.
         """
         members = list(self.members[:rounds])
-        count = 1 if blocks is None or len(blocks) == 0 else int(blocks[-1]) + 1
         widths = [len(self.received), *(operator.shape[0] for operator in self.operators)]
         operators: list[Csr] = []
         sizes: list[list[int]] = []
@@ -72,7 +72,7 @@ class Kinds:
             members[level] = places[keys]
             sizes.append(torch.bincount(used // width, minlength=count).tolist())
             if above is not None:
-                columns = places[above.columns.long()].to(above.columns.dtype)
+                columns = places[above.columns.long()].to(above.starts.dtype)
                 operators.append(Csr(above.starts, columns, above.values, len(used)))
             if level == 0:
                 return Kinds(self.received[used % width], tuple(operators[::-1]), tuple(members)), sizes[::-1]
