@@ -111,7 +111,7 @@ class LinearLearner(Learner):
 
     def descend(self, batch: Batch, loss: Loss, optimizer: torch.optim.Optimizer, steps: int) -> None:
         """As every learner's: the features are the same at every step."""
-        differentiate, step = self._differentiation(batch, loss), optimizer.step
+        differentiate, step = self._differentiation(batch, loss), stepper(optimizer)
         for number in range(steps):
             differentiate()
             step()

@@ -80,10 +80,10 @@ def test_a_linear_learner_has_its_gradients_in_closed_form(loss: Any, labels: li
         for a, b in zip(*second, strict=True):
             torch.testing.assert_close(a, b)
     net.differentiate(batch.detach(), loss)
-    found = [parameter.grad for parameter in net.parameters()]
+    mine = [parameter.grad for parameter in net.parameters()]
     Learner.differentiate(net, batch.detach(), loss)
-    for a, parameter in zip(found, net.parameters()):
-        torch.testing.assert_close(a, parameter.grad)
+    for gradient, parameter in zip(mine, net.parameters(), strict=True):
+        torch.testing.assert_close(gradient, parameter.grad)
 
 
 def test_positions_of_groups() -> None:
