@@ -186,9 +186,16 @@ def parameters_of(learner: Learner) -> dict[str, Tensor]:
 class Kernel(ABC):
     """A positive semi-definite similarity of inputs: a learner at infinite width, or a fixed feature map."""
 
+    numbers_per_pair: int = 1
+    """As many numbers it goes through for a pair of points; 1 if it makes nothing larger than the Gram matrix."""
+
     @abstractmethod
     def __call__(self, a: Inputs, b: Inputs) -> Tensor:
         """The Gram matrix (n_a, n_b), differentiable in both."""
+
+    def kept(self, pairs: int, device: torch.device) -> int:
+        """About how many numbers are in memory for Gram matrices of so many pairs in all, and for their gradient."""
+        return 8 * pairs
 
     def fit(self, inputs: Inputs, targets: Tensor, ridge: float) -> KernelMachine:
         """Ridge regression of `targets` (n, c) on `inputs`; `ridge` is relative to the mean diagonal of the Gram matrix."""
@@ -242,3 +249,6 @@ class VectorKernel(Kernel):
 
     def __call__(self, a: Inputs, b: Inputs) -> Tensor:
         return self.kernel(self.vectorise(a), self.vectorise(b))
+
+    def kept(self, pairs: int, device: torch.device) -> int:
+        return self.kernel.kept(pairs, device)

@@ -17,6 +17,7 @@ from datastill.backbones.base import Kernel
 from datastill.errors import check_count, require
 
 _BLOCK = 2**20  # numbers in a block of rows of a Gram matrix that needs no gradients
+_COINCIDENT = 32  # roundings: vectors whose squared sine is no larger are taken as parallel
 KernelKind = Literal["ntk", "nngp"]
 
 
@@ -59,6 +60,10 @@ class InfiniteReLU(Kernel):
             its.copy_(self.from_products(products(part, b) / width, squared_norms(part) / width, norms))
         return gram
 
+    def kept(self, pairs: int, device: torch.device) -> int:
+        """Four matrices for each layer."""
+        return 4 * (self.depth + 1) * pairs
+
     def from_products(self, inner: Tensor, a: Tensor, b: Tensor) -> Tensor:
         """The same from inner products (n_a, n_b) and squared norms (n_a,), (n_b,), all divided by the input width."""
         weight, bias = self.weight_variance, self.bias_variance
@@ -66,28 +71,33 @@ class InfiniteReLU(Kernel):
         a, b = weight * a + bias, weight * b + bias
         tangent = covariance
         for _ in range(self.depth):
-            step, value = _relu_moments(covariance, a, b)
+            step, value = relu_moments(covariance, a[:, None], b[None, :])
             covariance = weight * value + bias
             tangent = covariance + weight * step * tangent
             a, b = weight * a / 2 + bias, weight * b / 2 + bias
         return tangent if self.kind == "ntk" else covariance
 
 
-def _relu_moments(covariance: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """E[relu'(u) relu'(v)] and E[relu(u) relu(v)] for (u, v) normal with variances a_i, b_j and this covariance."""
+def relu_moments(covariance: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """E[relu'(u) relu'(v)] and E[relu(u) relu(v)] for (u, v) normal with variances `a` and `b` and this covariance.
+
+    The variances have as many dimensions as the covariance, and are broadcast to its shape.
+    """
     step, value = _Moments.apply(covariance, a, b)
     return step, value
 
 
 def _sine(covariance: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """sqrt(a_i b_j - covariance^2), which is the sine of the angle times sqrt(a_i b_j), and where it is held up.
+    """sqrt(a b - covariance^2), which is the sine of the angle times sqrt(a b), and where it counts as zero (and is 1 here).
 
-    Near the diagonal it is all rounding error; and there the angle as a function of the covariance has an infinite slope.
+    Near the diagonal it is all rounding error; and there the angle as a function of the covariance has an infinite slope, which
+    would multiply the rounding errors of the layers below.
     """
-    squared = a[:, None] * b[None, :]
-    floor = torch.finfo(covariance.dtype).eps * squared
+    squared = a * b
+    least = _COINCIDENT * torch.finfo(covariance.dtype).eps * squared
     squared = torch.addcmul(squared, covariance, covariance, value=-1)
-    return torch.maximum(squared, floor).sqrt_(), squared < floor
+    same = squared <= least
+    return squared.masked_fill_(same, 1.0).sqrt_(), same
 
 
 class _Moments(torch.autograd.Function):
@@ -100,7 +110,8 @@ class _Moments(torch.autograd.Function):
 
     @staticmethod
     def forward(covariance: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-        sine, _ = _sine(covariance, a, b)
+        sine, same = _sine(covariance, a, b)
+        sine.masked_fill_(same, 0.0)
         step = torch.atan2(sine, covariance).mul_(-1 / (2 * math.pi)).add_(0.5)
         return step, sine.mul_(1 / (2 * math.pi)).addcmul_(step, covariance)
 
@@ -112,11 +123,14 @@ class _Moments(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         covariance, a, b, step = ctx.saved_tensors
         by_step, by_value = gradients
-        sine, held = _sine(covariance, a, b)
-        slope = (1 / sine).masked_fill_(held, 0.0) * by_step / (2 * math.pi)
+        sine, same = _sine(covariance, a, b)
+        slope = (1 / sine).masked_fill(same, 0.0) * by_step / (2 * math.pi)
+        sine = sine.masked_fill(same, 0.0)
         by_covariance = slope + by_value * step
-        by_scale = (sine.masked_fill(held, 0.0) * by_value / (2 * math.pi) - covariance * slope) / 2
-        return by_covariance, by_scale.sum(1) / a, by_scale.sum(0) / b
+        by_scale = (sine * by_value / (2 * math.pi) - covariance * slope) / 2
+        least = torch.finfo(covariance.dtype).tiny  # a pixel or a vector of zeros without bias, where by_scale is 0
+        by_a, by_b = (by_scale.sum_to_size(one.shape) / one.clamp(min=least) for one in (a, b))
+        return by_covariance, by_a, by_b
 
 
 def products(a: Tensor, b: Tensor) -> Tensor:

@@ -137,8 +137,8 @@ def evaluate(
         seeds: trainings of each, at least 1.
         baselines: whether random subsets and the full data are scored too; or the methods of `coreset` ("random", "herding",
             "k-center", "kmeans-real", "forgetting", "correct", "confident", "rded") whose subsets are scored beside the full
-            data. The full data are left out for a kernel whose Gram
-            matrix they would be too many for (`Modality.kernel_limit`).
+            data. The full data are left out for a kernel whose Gram matrix they would be too many for
+            (`Modality.compares_full`).
         protocol: how to train. A name of `modality.published`, such as "dsa" of images, follows a paper's rules, but never
             selects on test data; a `Protocol` holds for every learner; None is the modality's own for each learner.
         seed: of everything random.
@@ -193,7 +193,7 @@ def evaluate(
         (name, *source)
         for name in names
         for source in sources
-        if source[0] != "full data" or name not in target.kernels or source[2].points <= target.kernel_limit
+        if source[0] != "full data" or not target.is_kernel(name) or target.compares_full(name)
     ]
     rows = []
     with tqdm(total=len(todo) * seeds, desc="evaluate", disable=not progress, leave=False) as bar:
@@ -266,7 +266,7 @@ class _Rules:
         """Train on `batch`; of several learning rates the best on the validation split, each from the same start."""
         if self.published is None:
             return self.target.fit(batch, learner, rng=generator(*key), protocol=self.given)
-        rates = self.rates if learner not in self.target.kernels else ()
+        rates = () if self.target.is_kernel(learner) else self.rates
         plans = [self.published.on(len(batch), self.target.num_groups, full=full, lr=rate) for rate in rates or (None,)]
         trained = [
             self.target.fit(batch, learner, rng=generator(*key), protocol=plan, ridges=self.published.ridges)

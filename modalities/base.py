@@ -47,6 +47,8 @@ class Summary(nn.Module, ABC):
     """Whether `modality.read(summary.export())` equals `summary()`, up to the rounding of the dataset's number type.
 
     If not, evaluation reports both."""
+    signed_labels: bool = False
+    """Whether learned labels may have negative entries: rows of sum one, targets of regression, in place of distributions."""
     coded: bool = False
     """Whether it is stored by a code, in fewer bytes than its parameters take."""
 
@@ -73,7 +75,7 @@ class Summary(nn.Module, ABC):
         return None
 
     def relabel_(self, targets: Tensor) -> None:
-        """Make the learned labels these distributions (n, c), in place.
+        """Make the learned labels these distributions (n, c), in place; rows of sum one if the summary has `signed_labels`.
 
         Raises:
             InputError: if labels are not learned.
@@ -109,7 +111,7 @@ class Modality(ABC):
     learners: ClassVar[tuple[str, ...]]
     """Names that `learner` accepts; the first is the default."""
     kernels: ClassVar[tuple[str, ...]] = ("ntk", "nngp")
-    """Names that `kernel` accepts; `fit` accepts them beside the learners'."""
+    """Names that `kernel` accepts; `fit` accepts them beside the learners'. A modality may know more, see `is_kernel`."""
     fitted: ClassVar[tuple[str, ...]] = ()
     """Further names that `fit` accepts: models that are trained in their own way, and that no objective can draw."""
     evaluator: ClassVar[str | None] = None
@@ -118,6 +120,8 @@ class Modality(ABC):
     """Ridges that `fit` tries for a kernel; the best on the validation split is kept."""
     kernel_limit: ClassVar[int] = 12_000
     """Training points, at most, for which evaluation forms the Gram matrix of the full data."""
+    kernel_numbers: ClassVar[int] = 10**10
+    """Numbers, at most, that this may go through; convolutional kernels have many for each pair of points."""
     published: ClassVar[Mapping[str, Published]] = {}
     """The protocols of published tables, by the names that `evaluate(protocol=...)` takes."""
 
@@ -191,21 +195,30 @@ class Modality(ABC):
 
     def knows(self, name: str) -> bool:
         """Whether `fit` can train what is called `name`. A modality may know more names than it lists, with options in them."""
-        return name in (*self.learners, *self.kernels, *self.fitted)
+        return name in (*self.learners, *self.fitted) or self.is_kernel(name)
+
+    def is_kernel(self, name: str) -> bool:
+        """Whether `kernel` accepts `name`."""
+        return name in self.kernels
 
     def learner(self, name: str | None = None, *, rng: torch.Generator) -> Learner:
         """A fresh draw from P_theta, in eval mode; `rng` decides its initial parameters."""
         name = name or self.learners[0]
-        if name in (*self.kernels, *self.fitted) or not self.knows(name):
+        if name in self.fitted or self.is_kernel(name) or not self.knows(name):
             raise unknown_name(f"{self.kind} learner", name, self.learners)
         with isolated(fork(rng)):
             return self.build(name).to(self.device, self.dtype).eval()
 
-    def kernel(self, name: str = "ntk", *, depth: int = 1) -> Kernel:
-        """The infinite-width learner of `depth` hidden layers on this modality's inputs."""
+    def kernel(self, name: str = "ntk", *, depth: int | None = None) -> Kernel:
+        """The infinite-width learner of `depth` hidden layers on this modality's inputs; None is one for "ntk" and "nngp"."""
         if name not in self.kernels:
             raise unknown_name(f"{self.kind} kernel", name, self.kernels)
-        return self.over_inputs(InfiniteReLU(depth, "nngp" if name == "nngp" else "ntk"))
+        return self.over_inputs(InfiniteReLU(1 if depth is None else depth, "nngp" if name == "nngp" else "ntk"))
+
+    def compares_full(self, name: str) -> bool:
+        """Whether evaluation forms that kernel's Gram matrix of the full data: `kernel_limit` and `kernel_numbers` allow it."""
+        points = self.full_size().points
+        return points <= self.kernel_limit and points**2 * self.kernel(name).numbers_per_pair <= self.kernel_numbers
 
     @abstractmethod
     def vectors(self, inputs: Any) -> Tensor:
@@ -233,6 +246,18 @@ class Modality(ABC):
     @abstractmethod
     def encode(self, targets: Any) -> Tensor:
         """Targets as real vectors (n, c) for ridge regression, differentiable where targets are learned."""
+
+    def decode(self, vectors: Tensor) -> Tensor:
+        """The inverse of `encode`: vectors (n, c) as learned labels.
+
+        Raises:
+            InputError: where targets are not labels that could be learned.
+        """
+        raise InputError(f"The targets of {self.kind} data are no labels that could be solved for.")
+
+    def trains_by_regression(self, targets: Any) -> bool:
+        """Whether learners are trained on these targets with the squared loss, whatever the protocol says. Default: no."""
+        return False
 
     def ridge_loss(self, predictions: Tensor, targets: Any) -> Tensor:
         """Loss of a kernel machine's predictions (n, c) on real targets; half the mean squared error unless overridden."""
@@ -303,14 +328,15 @@ class Modality(ABC):
             ridges: in place of `self.ridges`; unused by learners.
         """
         name = learner or self.evaluator or self.learners[0]
-        if name in self.kernels:
+        if self.is_kernel(name):
             return self.fit_kernel(batch, self.kernel(name), ridges)
         protocol = protocol or self.protocol(name)
+        squared = protocol.loss == "squared" or self.trains_by_regression(batch.targets)
         model = self.learner(name, rng=rng)
         return train(
             Centred(model) if protocol.centred else model,
             batch,
-            loss=self.loss if protocol.loss == "task" else self.squared_loss(protocol.target_scale),
+            loss=self.squared_loss(protocol.target_scale) if squared else self.loss,
             protocol=protocol,
             seed=fork(rng),
             augment=self.augmenter(protocol.augment),

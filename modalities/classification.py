@@ -42,6 +42,14 @@ class ClassificationModality(Modality):
             targets = F.one_hot(targets, self.num_classes).to(self.dtype)
         return targets - 1.0 / self.num_classes
 
+    def decode(self, vectors: Tensor) -> Tensor:
+        """Vectors plus 1/classes: rows of sum one, if those of the vectors sum to zero."""
+        return vectors + 1.0 / self.num_classes
+
+    def trains_by_regression(self, targets: Tensor) -> bool:
+        """Whether they are signed: cross-entropy has no lower bound where a weight is negative."""
+        return targets.is_floating_point() and bool((targets < 0).any())
+
     def correct(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Whether the class of the largest output is that of the target."""
         return outputs.argmax(1) == (targets.argmax(1) if targets.is_floating_point() else targets)

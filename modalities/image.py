@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import TensorDataset
 
-from datastill.backbones.base import Learner
+from datastill.backbones.base import Kernel, Learner
+from datastill.backbones.infinite_conv import convolutional_kernel, parse_kernel
 from datastill.backbones.kmeans import k_means
 from datastill.backbones.training import Protocol
 from datastill.backbones.vision import build_network, parse_name
@@ -33,6 +34,7 @@ from datastill.modalities.image_summary import ImageSummary
 from datastill.rng import fork, generator
 
 INITS = ("real", "noise", "kmeans")
+LABELS = ("hard", "learned", "signed")
 _CHUNK = 1024  # held-out images a batch
 _SLACK = 64  # bytes
 _CLUSTERED = 2000  # images of a class, at most, that k-means looks at
@@ -43,7 +45,11 @@ class ImageModality(ClassificationModality):
 
     Learners are "convnet" (`ConvNet` with instance norm, depth by image size) and "mlp", and beside them "lenet", "alexnet",
     "vgg11" and "resnet18". Names may carry options (`backbones.vision.parse_name`): "convnet-d3-w128",
-    "convnet-w32-none-maxpool", "mlp-d1-w256", "resnet18-bn". Kernels see flattened pixels.
+    "convnet-w32-none-maxpool", "mlp-d1-w256", "resnet18-bn".
+
+    The kernels "ntk" and "nngp" see flattened pixels. "cntk" and "cnngp" are those of convolutional networks, whose last maps are
+    flattened; with "-avgpool" they are pooled in every block, and with "-gap" averaged at the end. These names may carry a depth
+    and a first convolution more, "cntk-d3-avgpool-stem" (`backbones.infinite_conv.convolutional_kernel`).
 
     Args:
         data: the training images: a tensor or array (n, h, w) or (n, c, h, w) with `labels`, a pair (images, labels),
@@ -64,6 +70,7 @@ class ImageModality(ClassificationModality):
 
     kind = "image"
     learners = ("convnet", "mlp")
+    kernels = ("ntk", "nngp", *(f"{kind}{pool}" for pool in ("", "-avgpool", "-gap") for kind in ("cntk", "cnngp")))
     published = PUBLISHED
 
     def __init__(
@@ -140,7 +147,14 @@ class ImageModality(ClassificationModality):
     # --- learners and kernels -----------------------------------------------------------------------------------------
 
     def knows(self, name: str) -> bool:
-        return name in self.kernels or parse_name(name) is not None
+        return self.is_kernel(name) or parse_name(name) is not None
+
+    def is_kernel(self, name: str) -> bool:
+        return name in self.kernels or parse_kernel(name) is not None
+
+    def kernel(self, name: str = "ntk", *, depth: int | None = None) -> Kernel:
+        """The infinite-width network on these images; a convolutional one has by default as many blocks as suit their size."""
+        return convolutional_kernel(name, self.shape, depth) or super().kernel(name, depth=depth)
 
     def build(self, name: str) -> Learner:
         if parse_name(name) is None:
@@ -197,8 +211,9 @@ class ImageModality(ClassificationModality):
             init: "real" (random training images), "noise" (standard normal where pixels are normalised), "kmeans"
                 (centres of the class's training images, blurred), positions of training images in `full`, or normalised
                 images (n, c, h, w) in order of class, as `best` gives them.
-            labels: "hard" (the class), or "learned": distributions over classes, which begin as the class and are
-                optimised.
+            labels: "hard" (the class); "learned": distributions over classes, which begin as the class and are optimised; or
+                "signed": the same without the bounds, rows whose sum is one. Those are targets of regression, as KIP, FRePo and
+                RFAD have them: evaluation trains networks on them with the squared loss.
             clamp: whether pixels stay in the valid range, so that every summary can be exported as images.
             storage: "pixels" (every pixel is a parameter), or fewer numbers that decode to the images: "formation" (mosaics of
                 small images), "bases" (linear combinations), "frequencies" (low ones), "hallucinators" (bases in several
@@ -214,8 +229,8 @@ class ImageModality(ClassificationModality):
                 raise unknown_name("option of image summaries", option, known)
         if isinstance(init, str) and init not in INITS:
             raise unknown_name("initialisation", init, INITS)
-        if labels not in ("hard", "learned"):
-            raise unknown_name("kind of labels", labels, ("hard", "learned"))
+        if labels not in LABELS:
+            raise unknown_name("kind of labels", labels, LABELS)
         coder = None if codec is None else Codec(codec)
         self._check_counts(counts, limited=isinstance(init, str) and init != "noise")
         check_storage(storage, counts, options)
@@ -234,7 +249,7 @@ class ImageModality(ClassificationModality):
             adversary = StyleAdversary(
                 self.shape, self.num_classes, styles=made.styles, weight=made.diversity, seed=fork(rng)
             )
-        soft = F.one_hot(groups, self.num_classes).to(torch.float32) if labels == "learned" else None
+        soft = F.one_hot(groups, self.num_classes).to(torch.float32) if labels != "hard" else None
         summary = ImageSummary(
             made,
             groups,
@@ -245,6 +260,7 @@ class ImageModality(ClassificationModality):
             class_names=self.class_names,
             codec=coder,
             storage_name=storage,
+            signed_labels=labels == "signed",
             adversary=adversary,
         )
         return summary.to(self.device, self.dtype)

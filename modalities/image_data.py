@@ -27,7 +27,7 @@ class LabelledImages:
 
     Attributes:
         images: (n, channels, height, width), uint8 or float32, in the scale in which they came.
-        labels: (n,) int64 class ids, or (n, classes) float32 distributions (a summary with soft labels).
+        labels: (n,) int64 class ids, or (n, classes) float32 rows of sum one (a summary with soft or signed labels).
         class_names: the names of the classes where the source has them.
         eight_bit_file: whether the images were read from files of 8 bits a channel rather than handed over in memory.
     """
@@ -157,7 +157,8 @@ def _checked(images: Any, labels: Any, name: str) -> LabelledImages:
     if len(labels) != len(images):
         raise InputError(f"{name} has {len(images)} images but {len(labels)} labels: they must be of equal number.")
     if labels.is_floating_point():
-        soft = labels.ndim == 2 and bool(((labels >= 0).all()) & ((labels.sum(1) - 1).abs() < 1e-3).all())
+        # Signed rows are targets of regression, which some methods learn; rounding grows with their size.
+        soft = labels.ndim == 2 and bool(((labels.sum(1) - 1).abs() < 1e-3 * labels.abs().sum(1).clamp(min=1)).all())
         require(
             soft, f"The labels of {name} must be class ids (integers), or rows of class probabilities that sum to 1."
         )

@@ -132,7 +132,21 @@ PUBLISHED: dict[str, Published] = {
         learner="ntk",
         ridges=(1e-6,),
         trainings=1,
-        differs="the fully connected network of one hidden layer; the rows of convolutional kernels need those",
+        differs="the fully connected network of one hidden layer; krr-conv has the convolutional one",
+    ),
+    "krr-conv": Published(
+        paper="Nguyen et al., NeurIPS 2021, arXiv 2107.13034",
+        learner="cntk-avgpool-stem",
+        ridges=(1e-6,),
+        trainings=1,
+        differs="ZCA whitening, where the paper used it, belongs to the target dataset",
+    ),
+    "krr-rfad": Published(
+        paper="Loo et al., NeurIPS 2022, arXiv 2210.12067",
+        learner="cnngp-avgpool",
+        ridges=(5e-3,),
+        trainings=1,
+        differs="ZCA whitening, where the paper used it, belongs to the target dataset",
     ),
 }
 """By name; `evaluate(protocol=...)` takes it."""

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
+from datastill.backbones.simplex import nearest_distributions, nearest_sums_of_one
 from datastill.modalities.base import Batch, Summary
 from datastill.modalities.codec import Codec
 from datastill.modalities.image_files import write_folder, write_grid
@@ -23,7 +24,7 @@ class ImageSummary(Summary):
     Args:
         storage: of the pixels, normalised.
         groups: (n,) the class of each image.
-        labels: (n, classes) first values of the soft labels; None keeps the classes as labels.
+        labels: (n, classes) first values of the learned labels; None keeps the classes as labels.
         scale: of the pixels, by which they are exported.
         clamp: whether pixels are kept in the valid range after every step.
         eight_bit: whether the target dataset is uint8. Clamped pixels are then exported as uint8 too, and
@@ -32,6 +33,7 @@ class ImageSummary(Summary):
         codec: by which the storage's numbers and soft labels are stored; the images are then those after that rounding. None
             stores them in full.
         storage_name: of the storage, in `image_storages.STORAGES`.
+        signed_labels: whether the learned labels need not be distributions: their sums are one, but they may be of either sign.
         adversary: whose penalty on styles of one base is added to any objective (HaBa); None if there is none.
 
     What is stored factorised or by a codec is exported as `StoredImages`, which hold the bytes that they are decoded from, and
@@ -50,6 +52,7 @@ class ImageSummary(Summary):
         class_names: tuple[str, ...],
         codec: Codec | None = None,
         storage_name: str = "pixels",
+        signed_labels: bool = False,
         adversary: StyleAdversary | None = None,
     ) -> None:
         super().__init__()
@@ -57,6 +60,7 @@ class ImageSummary(Summary):
         self.storage_name = storage_name
         self.codec = codec
         self.adversary = adversary
+        self.signed_labels = signed_labels
         self.labels = None if labels is None else nn.Parameter(labels.clone())
         self.groups: Tensor
         self.register_buffer("groups", groups.clone())
@@ -90,15 +94,15 @@ class ImageSummary(Summary):
 
     @torch.no_grad()
     def project_(self) -> None:
-        """Clamp stored pixels to the valid range, and put each soft label on the simplex of distributions."""
+        """Clamp stored pixels to the valid range, and make each learned label a distribution, or of sum one if it is signed."""
         if self.clamp:
             self.storage.clamp_(self.scale)
         if self.labels is not None:
-            self.labels.copy_(nearest_distributions(self.labels))
+            self.labels.copy_((nearest_sums_of_one if self.signed_labels else nearest_distributions)(self.labels))
 
     @torch.no_grad()
     def relabel_(self, targets: Tensor) -> None:
-        """Make the learned labels these distributions (n, classes), in place."""
+        """Make the learned labels these (n, classes), in place: distributions, or rows of sum one where labels are signed."""
         if self.labels is None:
             super().relabel_(targets)
         else:
@@ -171,13 +175,3 @@ class ImageSummary(Summary):
     def _for_files(self) -> tuple[Tensor, Tensor]:
         images, labels = self.export().tensors
         return self.scale.eight_bit(images), labels
-
-
-def nearest_distributions(rows: Tensor) -> Tensor:
-    """The Euclidean projection of each row (n, c) onto the simplex (Held, Wolfe & Crowder 1974)."""
-    ordered = rows.sort(1, descending=True).values
-    excess = ordered.cumsum(1) - 1
-    rank = torch.arange(1, rows.shape[1] + 1, device=rows.device, dtype=rows.dtype)
-    support = (ordered * rank > excess).sum(1, keepdim=True)
-    threshold = excess.gather(1, support - 1) / support
-    return (rows - threshold).clamp(min=0)

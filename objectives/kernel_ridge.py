@@ -6,6 +6,7 @@ an infinite-width kernel it is RFAD's loss (arXiv 2210.12067); on users of a rec
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -15,13 +16,14 @@ from torch import Tensor, nn
 
 from datastill.backbones.base import FeatureKernel, Kernel, Learner
 from datastill.backbones.ridge import ridge_solve
-from datastill.errors import check_count, require, unknown_name
+from datastill.errors import InputError, check_count, require, unknown_name
 from datastill.modalities.base import Modality, Summary
 from datastill.objectives.base import Objective, RealBatches, input_bytes, network_bytes, real_sizes, sample
+from datastill.objectives.label_solve import NormalEquations
 from datastill.processes import portion
-from datastill.rng import fork
+from datastill.rng import fork, generator
 
-_MATRICES = 4  # of a Gram matrix's size that a layer of an infinite-width network keeps
+_CHUNK = 1024  # real points that are compared at once where labels are solved
 
 
 @dataclass
@@ -29,8 +31,9 @@ class KernelRidge(Objective):
     """Loss on real points of K_ts (K_ss + ridge tr(K_ss)/n I)^-1 Y_s, the modality's `ridge_loss`.
 
     Attributes:
-        kernel: a kernel of the modality ("ntk", "nngp"), or "features" for random finite learners drawn at every step.
-        depth: hidden layers of the infinite-width network; unused by "features".
+        kernel: a kernel of the modality ("ntk", "nngp", of images "cntk" and others), or "features" for random finite learners
+            drawn at every step.
+        depth: hidden layers of the infinite-width network; None is the kernel's own, one for "ntk". Unused by "features".
         ridge: at least 0, relative to the mean diagonal of K_ss. Small values fit the summary exactly, large ones smooth. Two
             numbers above 0 are the first and the last, which it reaches geometrically in `anneal` steps: one run then passes
             through all between them, and the moment that validation selects has the one that suits the data.
@@ -42,6 +45,11 @@ class KernelRidge(Objective):
         synthetic_limit: most synthetic points of a step: of more, each step trains on a stratified sample of them, KIP's support
             batches, because its cost is cubic in them. None sets no limit, here and above.
         augment: whether real and synthetic points get the same random augmentation.
+        solve_labels: whether the summary's learned labels are not optimised by gradients but solved, KIP's label solve: those
+            with which the regression has the least squared error, at each step on its real batch, and whenever the summary is
+            used on `solve_size` real points a group. Gradients with respect to the points stay exact, since the labels are at
+            their optimum. They are distributions, unless the summary has `signed_labels`.
+        solve_size: real points a group; None takes all of them.
         learner: which learner, for "features"; None takes the modality's default.
         learners: how many random learners share their features, for "features".
         draw: of those learners: "own" is their own initialisation; "gaussian" has weights of variance 2 / fan-in and biases of
@@ -51,7 +59,7 @@ class KernelRidge(Objective):
     """
 
     kernel: str = "ntk"
-    depth: int = 1
+    depth: int | None = None
     ridge: float | tuple[float, float] = 1e-6
     anneal: int = 100
     retune: int | None = None
@@ -59,6 +67,8 @@ class KernelRidge(Objective):
     real_limit: int | None = 8192
     synthetic_limit: int | None = 2048
     augment: bool = False
+    solve_labels: bool = False
+    solve_size: int | None = 1000
     learner: str | None = None
     learners: int = 4
     draw: Literal["own", "gaussian"] = "own"
@@ -67,7 +77,6 @@ class KernelRidge(Objective):
     name: ClassVar[str] = "kernel-ridge"
 
     def __post_init__(self) -> None:
-        check_count("depth", self.depth, least=0)
         check_count("learners", self.learners)
         check_count("anneal", self.anneal)
         if isinstance(self.ridge, int | float):
@@ -77,20 +86,36 @@ class KernelRidge(Objective):
                 len(self.ridge) == 2 and min(self.ridge) > 0,
                 f"ridge must be a number of at least 0, or two above 0, the first and the last, got {self.ridge!r}.",
             )
-        for name in ("real_size", "real_limit", "synthetic_limit", "retune"):
+        for name, least in (
+            ("depth", 0),
+            ("real_size", 1),
+            ("real_limit", 1),
+            ("synthetic_limit", 1),
+            ("retune", 1),
+            ("solve_size", 1),
+        ):
             if getattr(self, name) is not None:
-                check_count(name, getattr(self, name))
+                check_count(name, getattr(self, name), least=least)
         if self.draw not in ("own", "gaussian"):
             raise unknown_name("draw", self.draw, ("own", "gaussian"))
+        require(
+            not (self.solve_labels and self.platt),
+            "solve_labels minimises the squared error: leave platt out.",
+        )
         require(
             self.retune is None or self.kernel != "features",
             "retune needs a kernel that stays; leave it out for 'features'.",
         )
 
     def start(self, modality: Modality, summary: Summary, *, seed: int = 0, workdir: Path | None = None) -> None:
-        if self.kernel not in ("features", *modality.kernels):
+        if self.kernel != "features" and not modality.is_kernel(self.kernel):
             raise unknown_name("kernel", self.kernel, ("features", *modality.kernels))
         super().start(modality, summary, seed=seed, workdir=workdir)
+        if self.solve_labels and "labels" not in summary.parameter_groups():
+            raise InputError(
+                "solve_labels needs a summary that learns its labels: make it with labels='signed' or 'learned'."
+            )
+        self._seed = seed
         if self.retune is not None:
             modality.check_split("validation")
         self._real = RealBatches(modality.real, self.real_size, self.real_limit)
@@ -115,8 +140,8 @@ class KernelRidge(Objective):
         if self.kernel == "features":
             size = -(-real // modality.num_groups)
             return self.learners * network_bytes(modality, summary, self.learner, real_size=size, points=ours)
-        grams = _MATRICES * (self.depth + 1) * (real + ours) * ours * modality.dtype.itemsize
-        return grams + input_bytes(modality, real + ours)
+        numbers = modality.kernel(self.kernel, depth=self.depth).kept((real + ours) * ours, modality.device)
+        return numbers * modality.dtype.itemsize + input_bytes(modality, real + ours)
 
     def loss(self, rng: torch.Generator) -> Tensor:
         """The ridge regression's loss on real points."""
@@ -129,7 +154,11 @@ class KernelRidge(Objective):
             seed = fork(rng) % 2**31
             real, synthetic = self.modality.augment(real, seed), self.modality.augment(synthetic, seed)
         gram, cross = kernel(synthetic.inputs, synthetic.inputs), kernel(real.inputs, synthetic.inputs)
-        labels, ridge = self.modality.encode(synthetic.targets), self.current_ridge()
+        ridge = self.current_ridge()
+        targets = synthetic.targets
+        if self.solve_labels:
+            targets = self._solved(gram, [(cross, self.modality.encode(real.targets))], ridge)
+        labels = self.modality.encode(targets)
         # The same product, solved for the side that has fewer columns: users of a recommender have thousands of labels each.
         if len(cross) < labels.shape[1]:
             predictions = ridge_solve(gram, cross.T, ridge).T @ labels
@@ -143,6 +172,28 @@ class KernelRidge(Objective):
 
     def after_step(self, rng: torch.Generator) -> None:
         self._step += 1
+
+    def settle(self) -> None:
+        """Solve the labels, if that is asked for."""
+        if not self.solve_labels:
+            return
+        rng = generator(self._seed, "label solve")
+        real = self.modality.real(self.solve_size, rng=rng)
+        with torch.no_grad():
+            kernel, inputs = self._draw_kernel(rng), self.summary().detach().inputs
+            parts = (real.take(rows) for rows in torch.arange(len(real), device=real.groups.device).split(_CHUNK))
+            crosses = ((kernel(part.inputs, inputs), self.modality.encode(part.targets)) for part in parts)
+            self.summary.relabel_(self._solved(kernel(inputs, inputs), crosses, self.current_ridge()))
+
+    @torch.no_grad()
+    def _solved(self, gram: Tensor, crosses: Iterable[tuple[Tensor, Tensor]], ridge: float) -> Tensor:
+        """The best labels, (n, c), for K_ss and parts of (K_ts, encoded targets)."""
+        equations = NormalEquations.of(gram, crosses, ridge)
+        encode, decode = self.modality.encode, self.modality.decode
+        found = (
+            decode(equations.solve()) if self.summary.signed_labels else equations.solve_distributions(encode, decode)
+        )
+        return found.to(self.modality.dtype)
 
     def learnables(self) -> dict[str, nn.Parameter]:
         return {"sharpness": self._sharpness} if self.platt else {}

@@ -66,7 +66,7 @@ def condense_images(
 
     Returns:
         Images (n, c, h, w) in the scale and number type of `data`, in order of class, and their labels: class ids, or
-        distributions over classes if the recipe learns them.
+        rows of a weight for each class if the recipe learns them: distributions, or of either sign as targets of regression.
 
     Raises:
         InputError: for data or arguments that cannot be used, before work starts.

@@ -86,6 +86,12 @@ RECIPES = [
         steps=300,
         lr=0.04,
         overrides={
+            "image": {
+                "summary": {"labels": "signed"},
+                "steps": 1000,
+                "lr": {"points": 0.04, "labels": 0.01},
+                "validator": "ntk",
+            },
             "text": {"settings": {"ridge": 1e-2}, "steps": 60, "lr": 0.02},
             "graph": {
                 "summary": {"init": "propagated"},

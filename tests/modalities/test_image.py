@@ -12,12 +12,13 @@ from scipy.optimize import minimize
 from sklearn.datasets import load_digits
 from torch.utils.data import TensorDataset
 
+from datastill.backbones.infinite_conv import InfiniteConvNet
+from datastill.backbones.simplex import nearest_distributions
 from datastill.backbones.training import Protocol
 from datastill.checks import check_modality
 from datastill.errors import InputError
 from datastill.modalities.augmentation import NATURAL, Augmentation
 from datastill.modalities.image import INITS, ImageModality
-from datastill.modalities.image_summary import nearest_distributions
 from datastill.rng import generator
 
 
@@ -55,6 +56,23 @@ def test_conformance_on_digits(digits: ImageModality, options: dict[str, Any]) -
 
 def test_conformance_on_colour(colour: ImageModality) -> None:
     check_modality(colour)
+
+
+def test_kernels_by_name(digits: ImageModality, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = digits.real(1, rng=generator(0)).inputs
+    expected = InfiniteConvNet(digits.shape, 3, "nngp", "avg")(images, images)
+    torch.testing.assert_close(digits.kernel("cnngp-avgpool", depth=3)(images, images), expected)
+    torch.testing.assert_close(digits.kernel("cnngp-avgpool-d3")(images, images), expected)
+    assert digits.knows("cntk-d2-gap")
+    assert not digits.knows("cntk-d0")
+    with pytest.raises(InputError, match="Unknown image kernel 'cntkk'"):
+        digits.kernel("cntkk")
+    with pytest.raises(InputError, match="learner"):
+        digits.learner("cntk", rng=generator(0))
+    assert digits.compares_full("cntk")
+    monkeypatch.setattr(Hasty, "kernel_numbers", 240**2 * 10)
+    assert digits.compares_full("ntk")
+    assert not digits.compares_full("cntk")
 
 
 def test_real_batches_are_the_normalised_images(digits: ImageModality) -> None:

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from datastill.backbones.batch import Batch
+from datastill.backbones.infinite_conv import parse_kernel
 from datastill.backbones.vision import parse_name
 from datastill.errors import InputError
 from datastill.modalities.augmentation import Augmentation
@@ -22,7 +23,7 @@ def batch() -> Batch:
 
 def test_each_names_a_learner_that_images_have() -> None:
     for name, published in PUBLISHED.items():
-        assert published.learner == "ntk" or parse_name(published.learner), name
+        assert published.learner == "ntk" or parse_kernel(published.learner) or parse_name(published.learner), name
         assert published.training.augment in (False, *STRATEGIES)
         assert published.on(10, 10).total_steps(10) > 0
 
