@@ -13,6 +13,7 @@ from torch import Tensor
 
 from datastill.backbones.base import Learner, Predictor
 from datastill.backbones.batch import Batch
+from datastill.backbones.steps import aligned
 from datastill.rng import generator, isolated
 
 
@@ -79,7 +80,7 @@ def make_optimizer(protocol: Protocol, parameters: Any) -> torch.optim.Optimizer
             parameters, lr=protocol.lr, momentum=protocol.momentum, weight_decay=protocol.weight_decay
         )
     kind = torch.optim.AdamW if protocol.optimizer == "adamw" else torch.optim.Adam
-    return kind(parameters, lr=protocol.lr, weight_decay=protocol.weight_decay, fused=True)
+    return aligned(kind(parameters, lr=protocol.lr, weight_decay=protocol.weight_decay, fused=True))
 
 
 def learning_rate(protocol: Protocol, step: int, steps: int) -> float:

@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import nn
 
+from datastill.backbones.steps import aligned
 from datastill.errors import InputError, check_count, require, unknown_name
 
 OptimizerFactory: TypeAlias = Callable[[list[dict[str, Any]]], torch.optim.Optimizer]
@@ -67,10 +68,10 @@ class OuterOptimizer:
         elif optimizer == "sgd":
             if isinstance(momentum, tuple):
                 raise InputError(f"momentum of sgd must be one number, got {momentum!r}.")
-            self.optimizer = torch.optim.SGD(described, momentum=momentum or 0.0, fused=True)
+            self.optimizer = aligned(torch.optim.SGD(described, momentum=momentum or 0.0, fused=True))
         else:
             betas = momentum if isinstance(momentum, tuple) else (0.9 if momentum is None else momentum, 0.999)
-            self.optimizer = _OPTIMIZERS[optimizer](described, betas=betas, fused=True)
+            self.optimizer = aligned(_OPTIMIZERS[optimizer](described, betas=betas, fused=True))
 
     @property
     def parameters(self) -> list[nn.Parameter]:

@@ -13,7 +13,7 @@ from datastill.backbones.base import Learner
 from datastill.backbones.batch import Batch
 from datastill.backbones.graph import SGC
 from datastill.backbones.nodes import Nodes
-from datastill.backbones.steps import stepper
+from datastill.backbones.steps import aligned, stepper
 
 SETTINGS: list[tuple[type[Any], dict[str, Any]]] = [
     (torch.optim.Adam, {"fused": True}),
@@ -61,3 +61,27 @@ def test_a_linear_learner_descends_as_every_learner(adam: bool) -> None:
         found.append([value.detach() for value in net.parameters()])
     for a, b in zip(*found, strict=True):
         torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("quick", [False, True])
+@pytest.mark.parametrize("fused", [torch.optim.Adam, torch.optim.SGD])
+def test_a_fused_step_heeds_the_layout_of_parameters(fused: type[Any], quick: bool) -> None:
+    """A transposed parameter, whose moments come from a file that has no strides, against a step that is not fused."""
+    settings = {"lr": 0.1, "momentum": 0.9} if fused is torch.optim.SGD else {"lr": 0.1}
+    found = []
+    for options in ({"fused": True}, {"foreach": False}):
+        torch.manual_seed(0)
+        value = nn.Parameter(torch.randn(4, 6).t())
+        optimizer = aligned(fused([value], **settings, **options))
+        for number in range(4):
+            value.grad = torch.randn(6, 4)
+            (stepper(optimizer) if quick and number == 3 else optimizer.step)()
+            if number == 1:
+                kept = optimizer.state_dict()
+                kept["state"][0] = {
+                    name: part.contiguous() if isinstance(part, torch.Tensor) else part
+                    for name, part in kept["state"][0].items()
+                }
+                optimizer.load_state_dict(kept)
+        found.append(value.detach())
+    torch.testing.assert_close(found[0], found[1])
