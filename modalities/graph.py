@@ -38,7 +38,7 @@ _CHUNK = 16384  # held-out nodes scored at a time
 _EDGE_LOGIT = (
     4.0  # of edges that a learned Bernoulli structure starts with; of others minus that, so that few are drawn
 )
-_KEPT = 2**24  # numbers in the features of held-out nodes whose batches are kept
+_KEPT = 2**26  # numbers in the features of held-out nodes whose batches are kept
 _SPARSE_START = 0.05  # share of random edges in a learned Bernoulli structure that does not start from real nodes
 
 
