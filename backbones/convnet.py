@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from datastill.backbones.base import Learner
 from datastill.backbones.batch import Batch
-from datastill.backbones.fast import CHUNK, Conv3x3, HalvingMean
+from datastill.backbones.fast import CHUNK, Block, Conv3x3, HalvingMean
 from datastill.errors import check_count, require
 
 Norm = Literal["instance", "group", "layer", "batch", "none"]
@@ -90,7 +90,7 @@ class ConvNet(Learner):
             # Rounding sizes up keeps the last row and column of odd sizes: 28 -> 14 -> 7 -> 4, as many features as 32
             # gives.
             blocks.append(
-                nn.Sequential(
+                Block(
                     Conv3x3(fan_in, width),
                     make_norm(norm, width),
                     ACTIVATIONS[activation](),

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from datastill.backbones.batch import Batch
 from datastill.backbones.convnet import ConvNet
-from datastill.backbones.fast import CHUNK, Conv3x3, HalvingMean
+from datastill.backbones.fast import CHUNK, Block, Conv3x3, HalvingMean
 from datastill.rng import generator, isolated
 
 
@@ -64,3 +64,34 @@ def test_gradients_in_chunks_are_those_of_the_mean() -> None:
     graph = net.group_gradients(batch, [2, 0], F.cross_entropy, create_graph=True)
     assert all(value.requires_grad for value in graph)
     assert all(torch.allclose(a, b, atol=1e-12) for a, b in zip(found, graph))
+
+
+@pytest.mark.parametrize(("channels", "width"), [(1, 9), (2, 20)])
+@pytest.mark.parametrize("shape", [(8, 6), (2, 4), (7, 8)], ids=str)
+def test_first_blocks_are_their_parts(channels: int, width: int, shape: tuple[int, int]) -> None:
+    with isolated(0):
+        parts = [Conv3x3(channels, width), nn.GroupNorm(width, width), nn.ReLU(), HalvingMean()]
+        block = Block(*parts).double()
+        for value in block.parameters():  # biases, scales and shifts too
+            nn.init.normal_(value)
+    assert block._is_product()
+    images = torch.randn(3, channels, *shape, generator=generator("images"), dtype=torch.float64, requires_grad=True)
+    theirs = nn.Sequential(nn.Conv2d(channels, width, 3, padding=1), nn.GroupNorm(width, width), nn.ReLU())
+    theirs = theirs.append(nn.AvgPool2d(2, ceil_mode=True)).double()
+    theirs.load_state_dict(block.state_dict())
+    results = []
+    for one in (block, theirs):  # a gradient that depends on images and parameters, differentiated again
+        maps, values = one(images), [images, *one.parameters()]
+        grads = torch.autograd.grad(maps.pow(3).sum(), values, create_graph=True)
+        second = torch.autograd.grad(sum((grad.square().sum() for grad in grads), torch.zeros(())), values)
+        results.append([maps, *grads, *second])
+    for a, b in zip(*results):
+        assert torch.allclose(a, b, rtol=1e-6, atol=1e-8 * float(b.detach().abs().max()) + 1e-7)
+
+
+def test_blocks_of_many_channels_or_another_norm_are_no_products() -> None:
+    norm, relu = nn.GroupNorm(8, 8), nn.ReLU()
+    assert not Block(Conv3x3(1, 8), norm, relu, HalvingMean())._is_product()
+    assert not Block(Conv3x3(1, 16), nn.GroupNorm(4, 16), relu, HalvingMean())._is_product()
+    assert not Block(Conv3x3(1, 16), nn.GroupNorm(16, 16), nn.SiLU(), HalvingMean())._is_product()
+    assert not Block(Conv3x3(1, 16), nn.GroupNorm(16, 16), relu, nn.MaxPool2d(2))._is_product()
