@@ -11,6 +11,8 @@ from torch.nn import functional as F
 CHUNK = 32
 """Points that go through a convolutional network together on a CPU: their maps stay in the memory that the allocator keeps,
 where those of hundreds are asked from the system and given back at every layer."""
+_FEW = 4
+"""Points whose maps of full size fit into a core's own cache."""
 
 
 class Conv3x3(nn.Conv2d):
@@ -75,7 +77,7 @@ class Block(nn.Sequential):
     Where few channels go in, instance norm needs no pass over the maps. A map is w . p, with p the 3x3 patches of the image and w
     the filter; so its mean and variance are w . E[p] and w . Cov[p] w, and the normalised map is one product of centred patches
     and scaled filters. The patches are put in the order of the four corners of pooling's squares, so that pooling is a sum
-    of four stretches. No graph has more than the activations of such a block, and second derivatives are those of products.
+    of four stretches. No graph keeps maps of full size (`_PooledProduct`).
     """
 
     def forward(self, inputs: Tensor) -> Tensor:
@@ -87,11 +89,12 @@ class Block(nn.Sequential):
     def _is_product(self) -> bool:
         conv, norm, activation, pool = self
         return (
-            isinstance(norm, nn.GroupNorm)
+            isinstance(conv, Conv3x3)
+            and 9 * conv.in_channels <= conv.out_channels
+            and isinstance(norm, nn.GroupNorm)
             and norm.num_groups == norm.num_channels
             and type(activation) is nn.ReLU  # which a quarter can be taken out of
             and isinstance(pool, HalvingMean)
-            and conv.weight[0].numel() <= conv.out_channels  # type: ignore[index]
         )
 
     def _product(self, inputs: Tensor) -> Tensor:
@@ -108,9 +111,49 @@ class Block(nn.Sequential):
         shift = (norm.bias + 0 * conv.bias).expand_as(scale)
         weights = torch.cat([scale[..., None] * filters, shift[..., None]], 2)
         patches = torch.cat([patches, torch.ones_like(patches[:, :1])], 1)
-        maps: Tensor = activation(torch.bmm(0.25 * weights, patches))
         height, width = inputs.shape[2:]
-        return maps.unflatten(2, (4, -1)).sum(2).unflatten(2, (height // 2, width // 2))
+        if torch.is_grad_enabled():
+            pooled: Tensor = _PooledProduct.apply(0.25 * weights, patches)
+        else:
+            pooled = _pooled(activation(torch.bmm(0.25 * weights, patches)))
+        return pooled.unflatten(2, (height // 2, width // 2))
+
+
+class _PooledProduct(torch.autograd.Function):
+    """The sum over four stretches of columns of relu(a b), for a (n, k, d) and b (n, d, 4 m), with d small.
+
+    It keeps no product: to multiply again, a few points at a time, takes less time than to write what the cache can't hold.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, b: Tensor) -> Tensor:
+        ctx.save_for_backward(a, b)
+        return torch.cat([_pooled(torch.bmm(x, y).relu_()) for x, y in zip(*_parts(a, b))])
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        a, b = ctx.saved_tensors
+        found: list[tuple[Tensor | None, Tensor | None]] = []
+        for x, y, grad in zip(*_parts(a, b, grads[0])):
+            maps = torch.bmm(x, y).detach().unflatten(2, (4, -1))  # whose sign alone is needed
+            slopes = torch.ops.aten.threshold_backward(grad.unsqueeze(2).expand_as(maps), maps, 0).flatten(2)
+            found.append(
+                (
+                    torch.bmm(slopes, y.mT) if ctx.needs_input_grad[0] else None,
+                    torch.bmm(x.mT, slopes) if ctx.needs_input_grad[1] else None,
+                )
+            )
+        return tuple(torch.cat(parts) if parts[0] is not None else None for parts in zip(*found))
+
+
+def _pooled(maps: Tensor) -> Tensor:
+    return maps.unflatten(2, (4, -1)).sum(2)
+
+
+def _parts(*tensors: Tensor) -> tuple[Any, ...]:
+    """Points at a time: a few on a CPU, all on other devices."""
+    few = _FEW if tensors[0].device.type == "cpu" else max(1, len(tensors[0]))
+    return tuple(tensor.split(few) for tensor in tensors)
 
 
 def _corner_patches(images: Tensor) -> Tensor:
