@@ -75,10 +75,12 @@ def test_first_blocks_are_their_parts(channels: int, width: int, shape: tuple[in
         for value in block.parameters():  # biases, scales and shifts too
             nn.init.normal_(value)
     assert block._is_product()
-    images = torch.randn(3, channels, *shape, generator=generator("images"), dtype=torch.float64, requires_grad=True)
+    images = torch.randn(6, channels, *shape, generator=generator("images"), dtype=torch.float64, requires_grad=True)
     theirs = nn.Sequential(nn.Conv2d(channels, width, 3, padding=1), nn.GroupNorm(width, width), nn.ReLU())
     theirs = theirs.append(nn.AvgPool2d(2, ceil_mode=True)).double()
     theirs.load_state_dict(block.state_dict())
+    with torch.no_grad():
+        assert torch.allclose(block(images), theirs(images), atol=1e-9)
     results = []
     for one in (block, theirs):  # a gradient that depends on images and parameters, differentiated again
         maps, values = one(images), [images, *one.parameters()]
