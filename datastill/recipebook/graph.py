@@ -114,7 +114,7 @@ RECIPES = [
         summary={"init": "kmeans", "adjacency": "bernoulli"},
         steps=150,
         lr={"features": 0.01, "adjacency": 0.1},
-        validate_every=30,
+        validate_every=10,
         validator="sgc",
         overrides={
             "graphs": {
