@@ -164,7 +164,8 @@ def test_the_loss_has_the_gradients_of_finite_differences() -> None:
     shares = (5 * scores).masked_fill(seen.dense() > 0, -torch.inf).softmax(1)
     taught = Taught(scores, shares, seen)
     outputs = torch.randn(7, 9, generator=generator(2), dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda values: taught.loss(values, 3.0), outputs)
+    # A second backward pass computes the slopes anew, by another formula.
+    assert torch.autograd.gradcheck(lambda values: taught.loss(values, 3.0), outputs, nondet_tol=1e-12)
     assert torch.autograd.gradgradcheck(lambda values: taught.loss(values, 3.0), outputs)
 
 
@@ -196,10 +197,10 @@ def test_what_is_dropped_has_no_weight_and_no_slope_and_the_rest_has_its_own() -
         users.logs[0, 0] = -1e4
         users.logs[1, 2] = -50.0
     rows = users().inputs
-    assert rows[0].tolist() == [0.0, 2.0, 0.5]
-    assert float(rows[1, 2]) == pytest.approx(np.exp(-40.0))
+    assert rows[0].tolist() == pytest.approx([0.0, 2.0, 0.5])
+    assert float(rows[1, 2].detach()) == pytest.approx(np.exp(-40.0))
     (slopes,) = torch.autograd.grad((rows * torch.arange(6.0).view(2, 3)).sum(), users.logs)
-    assert slopes[0].tolist() == [0.0, 2.0, 1.0]
+    assert slopes[0].tolist() == pytest.approx([0.0, 2.0, 1.0])
 
 
 def test_of_equal_weights_no_more_are_kept_than_are_asked_for() -> None:
