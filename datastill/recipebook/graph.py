@@ -113,7 +113,7 @@ RECIPES = [
         },
         summary={"init": "kmeans", "adjacency": "bernoulli"},
         steps=150,
-        lr={"features": 0.01, "adjacency": 0.1},
+        lr={"features": 0.01, "adjacency": 0.03},
         validate_every=10,
         validator="sgc",
         overrides={
