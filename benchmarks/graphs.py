@@ -7,6 +7,8 @@ The plain loops are in `plain_graphs.py`. The two take turns in one process, so 
 in a run, and of single ones, which begin with what the other loop has left of the caches. Medians of seconds are compared.
 Before that both run in float64, where their losses have to agree: to the last digits, save for what the library knows of
 constant graphs (A X of small ones), which it computes in float32 once.
+
+How the cost of a whole run grows with the graph is measured by graph_scale.py, in processes of their own.
 """
 
 from __future__ import annotations
