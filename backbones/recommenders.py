@@ -15,6 +15,7 @@ import scipy.sparse as sp
 import torch
 from torch import Tensor
 
+from datastill import processes
 from datastill.backbones.base import Kernel, KernelMachine, Predictor, VectorKernel
 from datastill.backbones.infinite import InfiniteReLU, KernelKind, products
 from datastill.backbones.ranking import Holdout
@@ -23,6 +24,7 @@ from datastill.backbones.ridge import ridge_solve
 from datastill.errors import InputError, check_count, require
 
 Ridges = float | Sequence[float]
+_USERS = 50_000  # whose products of items are summed at a time
 
 
 class Recommender(ABC):
@@ -221,13 +223,20 @@ def _few_items(rows: Tensor) -> Callable[[float], Predictor]:
 
 
 def _item_gram(rows: Tensor) -> Tensor:
-    """X^T X in float64."""
-    if rows.layout == torch.strided:
-        wide = rows.double()
-        return wide.T @ wide
-    counts, columns, values = rows.crow_indices().cpu(), rows.col_indices().cpu(), rows.values().double().cpu()
-    sparse = sp.csr_matrix((values.numpy(), columns.numpy(), counts.numpy()), shape=tuple(rows.shape))
-    return torch.from_numpy((sparse.T @ sparse).toarray()).to(rows.device)
+    """X^T X in float64, of some users at a time; of several processes each takes a share of them, and the sum is everybody's."""
+    counts, columns, values = (part.cpu() for part in _csr(rows))
+    users = sp.csr_matrix((values.double().numpy(), columns.numpy(), counts.numpy()), shape=tuple(rows.shape))
+    gram = np.zeros((rows.shape[1], rows.shape[1]))
+    for first in processes.mine(range(0, rows.shape[0], _USERS)):
+        some = users[first : first + _USERS]
+        found = (some.T @ some).tocoo()
+        gram[found.row, found.col] += found.data  # each place is there once
+    return processes.total(torch.from_numpy(gram)).to(rows.device)
+
+
+def _csr(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    sparse = rows if rows.layout == torch.sparse_csr else rows.to_sparse_csr()
+    return sparse.crow_indices(), sparse.col_indices(), sparse.values()
 
 
 def _shifted(gram: Tensor, ridge: float) -> Tensor:

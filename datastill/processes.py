@@ -101,18 +101,23 @@ def main_first() -> Iterator[None]:
 # --- shares -----------------------------------------------------------------------------------------------------------
 
 
+def _turn() -> int:
+    """Which share is this process's: the only one inside of `main_first`."""
+    return rank() if size() > 1 else 0
+
+
 def share(count: int) -> Tensor:
     """Positions of this process's share of `count` points: every n-th, so that ordered groups are shared out evenly."""
     require(
         count >= size(),
         f"{count} points cannot be shared out among {size()} processes; use fewer processes, or a larger real batch.",
     )
-    return torch.arange(rank(), count, size())
+    return torch.arange(_turn(), count, size())
 
 
 def mine(chunks: Sequence[Any]) -> Sequence[Any]:
     """This process's share of chunks of work, which may be none of them."""
-    return chunks[rank() :: size()]
+    return chunks[_turn() :: size()]
 
 
 # --- sums -------------------------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Literal, Self, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from datastill import processes
 from datastill.backbones.base import Kernel, KernelMachine, Learner, Predictor, VectorKernel
 from datastill.backbones.batch import Batch, take
 from datastill.backbones.infinite import InfiniteReLU
@@ -150,8 +151,18 @@ class Modality(ABC):
     def draw(self, size: int | None, groups: Sequence[int], rng: torch.Generator | None) -> Batch:
         """What `real` does, on the CPU and in the modality's own precision. `rng` is None only if `size` is."""
 
+    def draw_share(self, size: int | None, groups: Sequence[int], rng: torch.Generator | None) -> Batch:
+        """This process's share of what `draw` gives, see `processes.share`. For a modality that need not read the rest of it."""
+        batch = self.draw(size, groups, rng)
+        return batch.take(processes.share(len(batch)).to(batch.groups.device))
+
     def real(
-        self, size: int | None = None, *, groups: Sequence[int] | None = None, rng: torch.Generator | None = None
+        self,
+        size: int | None = None,
+        *,
+        groups: Sequence[int] | None = None,
+        rng: torch.Generator | None = None,
+        share: bool = False,
     ) -> Batch:
         """Training points of the target dataset.
 
@@ -159,9 +170,11 @@ class Modality(ABC):
             size: points of each group, drawn without replacement (all, where a group has fewer); None takes every point.
             groups: which groups, in this order; None takes all of them.
             rng: needed if `size` is given.
+            share: whether, under torchrun, this process's share of them is enough.
         """
         require(size is None or rng is not None, "real() needs rng, a torch.Generator, when size is given.")
-        return self.draw(size, range(self.num_groups) if groups is None else groups, rng).to(self.device, self.dtype)
+        draw = self.draw_share if share and processes.size() > 1 else self.draw
+        return draw(size, range(self.num_groups) if groups is None else groups, rng).to(self.device, self.dtype)
 
     def scope(self) -> str:
         """What part of the target dataset is distilled and scored, in words, where it is not all of it. Default: "", all."""

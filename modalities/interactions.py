@@ -154,6 +154,15 @@ class InteractionsModality(Modality):
         return [len(self.trained)]
 
     def draw(self, size: int | None, groups: Sequence[int], rng: torch.Generator | None) -> Batch:
+        users = self._drawn(size, groups, rng)
+        return self._batch(users, np.arange(len(users)), None if size is None else rng)
+
+    def draw_share(self, size: int | None, groups: Sequence[int], rng: torch.Generator | None) -> Batch:
+        users = self._drawn(size, groups, rng)
+        return self._batch(users, processes.share(len(users)).numpy(), None if size is None else rng)
+
+    def _drawn(self, size: int | None, groups: Sequence[int], rng: torch.Generator | None) -> np.ndarray:
+        """Positions of the users of a batch."""
         parts = []
         for group in groups:
             if group != 0:
@@ -162,18 +171,26 @@ class InteractionsModality(Modality):
             if size is not None:
                 users = users[torch.randperm(len(users), generator=rng)[:size].numpy()]
             parts.append(users)
-        users = np.concatenate(parts) if parts else self.trained[:0]
-        rows = self.splits.train[users]
-        zeros = torch.zeros(len(users), dtype=torch.int64)
-        if rng is None or size is None or (self._teacher is None and self.holdout == 0):
+        return np.concatenate(parts) if parts else self.trained[:0]
+
+    def _batch(self, users: np.ndarray, part: np.ndarray, rng: torch.Generator | None) -> Batch:
+        """Those at `part` (ascending) of a batch of users; nobody else's row is read. No `rng`: the rows are the targets."""
+        mine, zeros = users[part], torch.zeros(len(part), dtype=torch.int64)
+        if rng is not None and self._teacher is not None:
+            taught = self._teacher(mine)
+            return Batch(taught.seen, taught, zeros)
+        rows = self.splits.train[mine]
+        if rng is None or self.holdout == 0:
             whole = sparse_rows(rows)
             return Batch(whole, whole, zeros)
-        if self._teacher is not None:
-            taught = self._teacher(users)
-            return Batch(taught.seen, taught, zeros)
-        hidden = hide(rows, self.holdout, rng)
-        counts = np.diff(rows.indptr)
-        single = np.repeat(counts < 2, counts)  # a user's only item is both what is read and what is to be found
+        starts = self.splits.train.indptr
+        counts = starts[users + 1] - starts[users]
+        members = np.zeros(len(users), dtype=bool)
+        members[part] = True
+        hidden = hide(counts, self.holdout, rng)[np.repeat(members, counts)]
+        single = np.repeat(
+            counts[part] < 2, counts[part]
+        )  # a user's only item is both what is read and what is to be found
         read, seen = entries(rows, ~hidden | single), entries(rows, ~hidden)
         return Batch(sparse_rows(read), Held(sparse_rows(entries(rows, hidden)), sparse_rows(seen)), zeros)
 

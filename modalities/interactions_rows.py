@@ -24,14 +24,13 @@ class Held:
     seen: SparseRows
 
 
-def hide(rows: sp.csr_matrix, fraction: float, rng: torch.Generator) -> np.ndarray:
-    """Which entries of `rows` are held out: max(1, round(fraction * n)) random ones of each row, but never all of n >= 2."""
-    counts = np.diff(rows.indptr)
-    owners = np.repeat(np.arange(len(counts)), counts)
-    keys = torch.rand(rows.nnz, dtype=torch.float64, generator=rng).numpy()
+def hide(counts: np.ndarray, fraction: float, rng: torch.Generator) -> np.ndarray:
+    """Which entries of rows of so many are held out: max(1, round(fraction * n)) random ones of each, but never all of n >= 2."""
+    total, owners = int(counts.sum()), np.repeat(np.arange(len(counts)), counts)
+    keys = torch.rand(total, dtype=torch.float64, generator=rng).numpy()
     order = np.argsort(owners + keys)
-    rank = np.empty(rows.nnz, dtype=np.int64)
-    rank[order] = np.arange(rows.nnz) - np.repeat(rows.indptr[:-1], counts)
+    rank = np.empty(total, dtype=np.int64)
+    rank[order] = np.arange(total) - np.repeat(np.cumsum(counts) - counts, counts)
     quota = np.minimum(np.maximum(1, np.round(fraction * counts)), np.maximum(1, counts - 1))
     return rank < quota[owners]
 

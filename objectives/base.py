@@ -116,10 +116,11 @@ class RealBatches:
             groups: which groups are drawn, if the size is given; None is all of them.
         """
         if groups is not None and self.size is not None:
-            batch = self.draw(self.size, groups=groups, rng=rng)
-            return batch if processes.size() == 1 else _shared(batch)
+            return self.draw(self.size, groups=groups, rng=rng, share=True)
         if processes.size() == 1:
             return self(rng)
+        if self.size is not None and self.limit is None:
+            return self.draw(self.size, rng=rng, share=True)
         if self._share is not None:
             return self._share
         batch = self(rng)

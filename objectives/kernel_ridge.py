@@ -118,7 +118,10 @@ class KernelRidge(Objective):
         self._seed = seed
         if self.retune is not None:
             modality.check_split("validation")
-        self._real = RealBatches(modality.real, self.real_size, self.real_limit)
+        limit = self.real_limit
+        if limit is not None and (self.real_size or limit) * modality.num_groups <= limit:
+            limit = None  # it is never met
+        self._real = RealBatches(modality.real, self.real_size, limit)
         self._sharpness = nn.Parameter(torch.zeros((), device=modality.device, dtype=modality.dtype))
         self._step = 0
         self._tuned: float | None = None

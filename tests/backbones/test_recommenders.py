@@ -181,3 +181,24 @@ def test_users_that_it_was_fitted_to_are_scored_without_a_kernel_as_with_one(ord
     other = train[order].copy()
     other.data = 2 * other.data
     assert recommenders._places(Holdout(other, wanted[order]).histories, sparse_rows(train)) is None
+
+
+def test_products_of_items_are_summed_in_float64_over_chunks_of_users_and_processes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rows = weighted(50, 6)
+    rows[:25] *= 1e4  # in float32 the others would be lost in rounding
+    sparse = sparse_rows(sp.csr_matrix(rows)).csr()
+    wide = rows.astype(np.float64)
+    monkeypatch.setattr(recommenders, "_USERS", 7)
+    found = recommenders._item_gram(sparse)
+    np.testing.assert_allclose(found.numpy(), wide.T @ wide, rtol=1e-13)
+    np.testing.assert_allclose(recommenders._item_gram(torch.from_numpy(rows)).numpy(), wide.T @ wide, rtol=1e-13)
+    parts = []
+    monkeypatch.setattr("datastill.processes.size", lambda: 3)
+    monkeypatch.setattr("datastill.processes.total", lambda values: values)
+    for rank in range(3):
+        monkeypatch.setattr("datastill.processes.rank", lambda rank=rank: rank)
+        parts.append(recommenders._item_gram(sparse).numpy())
+    assert all(0 < part.sum() < found.sum() for part in parts)
+    np.testing.assert_allclose(sum(parts), wide.T @ wide, rtol=1e-13)

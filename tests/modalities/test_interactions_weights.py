@@ -11,6 +11,7 @@ import scipy.sparse as sp
 import torch
 
 from datastill import distill, evaluate
+from datastill.backbones.batch import tensors_of
 from datastill.backbones.recommender import sparse_rows
 from datastill.errors import InputError
 from datastill.loop import Event
@@ -215,6 +216,21 @@ def test_the_teacher_itself_has_the_least_loss() -> None:
     best = modality.ridge_loss(scores, batch.targets)
     noise = torch.randn(scores.shape, generator=generator(1))
     assert modality.ridge_loss(scores + 0.05 * noise, batch.targets) > best
+
+
+@pytest.mark.parametrize("settings", [{"teacher": "ease"}, {"holdout": 0.3}, {"holdout": 0.0}])
+def test_a_process_reads_its_share_of_a_batch_and_nobody_elses_rows(
+    monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any]
+) -> None:
+    modality = InteractionsModality.from_logs(logs(), **settings)
+    whole = modality.real(11, rng=generator(0), share=True)
+    monkeypatch.setattr("datastill.processes.size", lambda: 3)
+    monkeypatch.setattr("datastill.processes.rank", lambda: 1)
+    expected = whole.take(torch.arange(1, 11, 3))
+    mine = modality.real(11, rng=generator(0), share=True)
+    assert len(mine) == 4
+    for ours, theirs in zip(tensors_of(mine), tensors_of(expected), strict=True):
+        assert torch.equal(ours, theirs)
 
 
 def test_with_too_many_items_the_held_out_ones_are_the_target(monkeypatch: pytest.MonkeyPatch) -> None:
