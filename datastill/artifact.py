@@ -43,7 +43,8 @@ class Artifact:
         metric: by which it was selected.
         validation_score: of the selected summary; None if the run did not validate.
         seconds: the run took.
-        learned: what the objective learned beside the summary, such as an inner learning rate.
+        learned: what the objective learned beside the summary, such as an inner learning rate; and what is to be known of the
+            run: the "scope" of the target dataset, the bytes of "memory" that it was expected to take.
         evaluation: scores on the test split beside the baselines, as `Evaluation.to_json` gives them.
         versions: of datastill and of what it computed with.
     """

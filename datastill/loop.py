@@ -59,7 +59,8 @@ class Result:
         best_score: their validation score; None if there was no validation.
         seconds: time spent, over all parts of a resumed run.
         recipe: the recipe's name, if one was used.
-        learned: what the objective learned beside the summary, such as an inner learning rate.
+        learned: what the objective learned beside the summary, such as an inner learning rate; and what is to be known of the
+            run: the "scope" of the target dataset, the bytes of "memory" that it was expected to take.
     """
 
     summary: Summary

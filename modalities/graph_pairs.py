@@ -9,10 +9,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-_NUMBERS = {
-    "cpu": 3 * 2**15,
-    "cuda": 2**24,
-}  # in a block of pairs; on a CPU all that is done to a block happens in its cache
+_NUMBERS = {"cpu": 3 * 2**15, "cuda": 2**24}
+"""In a block of pairs: on a CPU all that is done to a block happens in its cache."""
 EPSILON = 1e-5
 """Of batch norms."""
 

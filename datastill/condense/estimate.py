@@ -11,9 +11,8 @@ from datastill import memory
 from datastill.modalities.base import Modality, Summary
 from datastill.objectives.base import Objective
 
-_COPIES = (
-    7  # of a summary: its own numbers, gradients, two of an optimiser, the best so far, the last good ones, a spare
-)
+_COPIES = 7
+"""Of a summary: its own numbers, gradients, two of an optimiser, the best so far, the last good ones, a spare."""
 
 
 @dataclass(frozen=True)
