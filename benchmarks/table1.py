@@ -5,6 +5,9 @@
     python benchmarks/table1.py --rows dm:1 --steps 100 --width 32 --out trial.json
     python benchmarks/table1.py --data digits --protocol library --rows sre2l:1 rded:1   on 8 x 8 digits, by the library's rules
 
+A recipe that stores its images factorised or by a codec gets as many of them as fit into the bytes of so many float32 images; its
+random subset has as many images, stored in full.
+
 Every row distils `--runs` times from the start, and trains `--seeds` fresh networks on each result by the recipe's protocol. Rows
 that stand in the file already are passed over, unless their settings differ, so that a run that was stopped goes on; the
 distillation of a row goes on from its checkpoint. The baselines are trained once for each protocol and number of images.
@@ -17,6 +20,7 @@ import dataclasses
 import json
 import statistics
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +29,10 @@ from harness import DATA, ROOT, STARTED, image_data, write_results
 
 from datastill import recipes
 from datastill.condense.common import run_recipe
+from datastill.condense.images import images_within
 from datastill.evaluation import evaluate, format_table
 from datastill.modalities.base import Modality
+from datastill.modalities.image import ImageModality
 from datastill.recipe import Recipe
 from datastill.registry import find
 from datastill.rng import generator
@@ -36,13 +42,14 @@ PROTOCOLS = {"dc": "dc-mnist"}  # the protocol that a paper has for MNIST alone
 
 
 def known_rows() -> list[str]:
-    """Every recipe with published MNIST scores at 1 and 10 images a class, of which it stores every pixel."""
-    names = [name for name in recipes if "image" in recipes[name].modalities and "storage" not in recipes[name].summary]
+    """Every recipe with published MNIST scores at 1 and 10 images a class."""
+    names = [name for name in recipes if "image" in recipes[name].modalities]
     return [f"{name}:{ipc}" for name in names for ipc in (1, 10) if ipc in recipes[name].published.get("MNIST", {})]
 
 
-def prepared(name: str, width: int, steps: int | None) -> Recipe:
-    """The recipe for images, its network (if it has one and names none) of `width` filters, with `steps` outer steps."""
+def prepared(name: str, width: int, steps: int | None, real_size: int | None) -> Recipe:
+    """The recipe for images, its network (if it has one and names none) of `width` filters, with `steps` outer steps on batches
+    of `real_size` images a class."""
     recipe = recipes[name].on("image")
     fields = (
         {} if recipe.objective is None else {f.name for f in dataclasses.fields(find("objectives", recipe.objective))}
@@ -50,10 +57,21 @@ def prepared(name: str, width: int, steps: int | None) -> Recipe:
     settings = dict(recipe.settings)
     if "learner" in fields and not settings.get("learner") and "kernel" not in settings:
         settings["learner"] = f"convnet-w{width}"
+    if real_size is not None and "real_size" in fields:
+        settings["real_size"] = real_size
     changed: dict[str, Any] = {"settings": settings}
     if steps is not None and recipe.objective is not None:
         changed["steps"] = steps
     return dataclasses.replace(recipe, **changed)
+
+
+def budget(modality: Modality, recipe: Recipe, ipc: int) -> Sequence[int]:
+    """Images of each class: `ipc`, or as many as are stored in the bytes of so many float32 images."""
+    if {"storage", "codec"} & set(recipe.summary):
+        assert isinstance(modality, ImageModality)
+        pixels = modality.real(1, rng=generator(0)).inputs.numel()  # of one image a class
+        return images_within(modality, recipe, 4 * ipc * pixels)
+    return [ipc] * modality.num_groups
 
 
 def trained(row: Any) -> dict[str, Any]:
@@ -66,6 +84,7 @@ def distilled(
 ) -> dict[str, Any]:
     """The scores of `options.runs` distillations."""
     runs = []
+    counts = budget(modality, recipe, ipc)
     # A published score stands beside what was measured on the same data by the same protocol, and beside nothing else.
     comparable = Path(options.data).name == "MNIST" and options.protocol is None
     for run in range(options.runs):
@@ -73,7 +92,7 @@ def distilled(
         out = folder / f"{recipe.name}-{ipc}-{run}"
         result = run_recipe(
             modality,
-            [ipc] * modality.num_groups,
+            counts,
             recipe,
             seed=run,
             out=out,
@@ -91,16 +110,17 @@ def distilled(
         )
         runs.append({**trained(found.rows[0]), "distilled_seconds": seconds, "best_step": result.best_step})
     return {
+        "per_class": counts[0],
         "runs": runs,
         "mean": statistics.fmean(score for run in runs for score in run["accuracy"]),
         "published": recipe.published.get("MNIST", {}).get(ipc) if comparable else None,
     }
 
 
-def baselines(modality: Modality, ipc: int, protocol: str, options: Any, stored: dict[str, Any]) -> None:
-    """Train on a random subset of the size and on the full data, unless `stored` has them."""
-    key = f"random:{ipc}:{protocol}"
-    subset = modality.subset([ipc] * modality.num_groups, rng=generator(0, "subset"))
+def baselines(modality: Modality, per_class: int, protocol: str, options: Any, stored: dict[str, Any]) -> None:
+    """Train on random subsets of as many images and on the full data, unless `stored` has them."""
+    key = f"random:{per_class}:{protocol}"
+    subset = modality.subset([per_class] * modality.num_groups, rng=generator(0, "subset"))
     rules = None if protocol == LIBRARY else protocol
     again = {"protocol": rules, "seeds": options.seeds, "progress": options.progress}
     if options.full_seeds and f"full:{protocol}" not in stored:
@@ -110,7 +130,7 @@ def baselines(modality: Modality, ipc: int, protocol: str, options: Any, stored:
     if key not in stored:
         scores: list[dict[str, Any]] = []
         for number in range(options.seeds):
-            drawn = modality.subset([ipc] * modality.num_groups, rng=generator(number, "subset"))
+            drawn = modality.subset([per_class] * modality.num_groups, rng=generator(number, "subset"))
             found = evaluate(drawn, modality, **{**again, "seeds": 1}, seed=number, baselines=False)
             scores.append(trained(found.rows[0]))
         stored[key] = {**scores[0], "accuracy": [score for one in scores for score in one["accuracy"]]}
@@ -124,6 +144,7 @@ def main() -> None:
     parser.add_argument("--protocol", help="in place of each recipe's own; 'library' is the library's")
     parser.add_argument("--steps", type=int, help="outer steps in place of each recipe's")
     parser.add_argument("--width", type=int, default=128, help="filters of the networks that distil")
+    parser.add_argument("--real-size", type=int, help="real images a class at each step, in place of each recipe's")
     parser.add_argument("--runs", type=int, default=1, help="distillations of a row")
     parser.add_argument("--seeds", type=int, default=5, help="networks trained on each result")
     parser.add_argument("--full-seeds", type=int, default=1, help="networks trained on the full data; 0 leaves it out")
@@ -139,7 +160,7 @@ def main() -> None:
     modality = image_data(options.data).to(options.device)
     for row in options.rows:
         name, _, ipc = row.partition(":")
-        recipe = prepared(name, options.width, options.steps)
+        recipe = prepared(name, options.width, options.steps, options.real_size)
         protocol = options.protocol or PROTOCOLS.get(recipe.protocol or "", recipe.protocol or "dsa")
         settings = {
             "data": Path(options.data).name,
@@ -158,12 +179,13 @@ def main() -> None:
         )
         content["rows"][row] = {"options": settings, "commit": STARTED["commit"], **found}
         write_results(options.out, content)
-        baselines(modality, int(ipc), protocol, options, content["baselines"])
+        baselines(modality, found["per_class"], protocol, options, content["baselines"])
         write_results(options.out, content)
     body = []
     for row, found in content["rows"].items():
-        protocol, ipc = found["options"]["protocol"], row.partition(":")[2]
-        beside = [content["baselines"].get(key) for key in (f"random:{ipc}:{protocol}", f"full:{protocol}")]
+        protocol = found["options"]["protocol"]
+        keys = (f"random:{found['per_class']}:{protocol}", f"full:{protocol}")
+        beside = [content["baselines"].get(key) for key in keys]
         scores = [score for run in found["runs"] for score in run["accuracy"]]
         spread = statistics.stdev(scores) if len(scores) > 1 else 0.0
         body.append(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -91,12 +92,27 @@ def _into_bytes(
     """Images a class that fit into `nbytes`, and the codec by which they do if it had to be chosen."""
     start = {**recipe.summary, **stored}
     if per_class is None:
-        share = shared(start.get("storage", "pixels"), start)
-        most = max(1, min(modality.group_sizes) // share)
-        counts = most_points(
-            modality, recipe, nbytes, lambda units: [units * share] * modality.num_groups, most=most, **stored
-        )
-        return counts[0], {}
+        return images_within(modality, recipe, nbytes, **stored)[0], {}
     codecs = CODECS if recipe.objective is not None and "codec" not in start else [None]
     found = finest_codec(modality, recipe, nbytes, [per_class] * modality.num_groups, codecs, **stored)
     return per_class, {} if found is None else {"codec": found}
+
+
+def images_within(modality: ImageModality, recipe: Recipe, nbytes: int, **stored: Any) -> Sequence[int]:
+    """The most images of each class, as many of every class, that `recipe` stores in `nbytes` bytes.
+
+    Args:
+        modality: the target dataset.
+        recipe: for images; its summary options say how they are stored.
+        nbytes: the budget.
+        stored: options of the summary, in place of the recipe's.
+
+    Raises:
+        InputError: if not even one image of each class (or one stored unit, where it makes several) fits.
+    """
+    start = {**recipe.summary, **stored}
+    share = shared(start.get("storage", "pixels"), start)
+    most = max(1, min(modality.group_sizes) // share)
+    return most_points(
+        modality, recipe, nbytes, lambda units: [units * share] * modality.num_groups, most=most, **stored
+    )
