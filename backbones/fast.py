@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from datastill.backbones.precision import Conv2d
+
 CHUNK = 32
 """Points that go through a convolutional network together on a CPU: their maps stay in the memory that the allocator keeps,
 where those of hundreds are asked from the system and given back at every layer."""
@@ -15,7 +17,7 @@ _FEW = 4
 """Points whose maps of full size fit into a core's own cache."""
 
 
-class Conv3x3(nn.Conv2d):
+class Conv3x3(Conv2d):
     """A 3x3 convolution with padding 1.
 
     Without gradients, one channel on a CPU is convolved as a matrix product, since PyTorch's kernels are made for many channels.

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from datastill.backbones.base import Learner
 from datastill.backbones.convnet import ACTIVATIONS, ConvNet, Norm, make_norm
 from datastill.backbones.mlp import MLP
+from datastill.backbones.precision import Conv2d
 from datastill.errors import InputError, require
 
 Shape = tuple[int, int, int]
@@ -133,8 +134,8 @@ class LeNet(Stages):
         rows, columns = (((side + 2 * padding - 4) // 2 - 4) // 2 for side in sides)
         super().__init__(
             [
-                nn.Sequential(nn.Conv2d(channels, 6, 5, padding=padding), nn.ReLU(), nn.MaxPool2d(2)),
-                nn.Sequential(nn.Conv2d(6, 16, 5), nn.ReLU(), nn.MaxPool2d(2)),
+                nn.Sequential(Conv2d(channels, 6, 5, padding=padding), nn.ReLU(), nn.MaxPool2d(2)),
+                nn.Sequential(Conv2d(6, 16, 5), nn.ReLU(), nn.MaxPool2d(2)),
                 nn.Sequential(nn.Flatten(), nn.Linear(16 * rows * columns, 120), nn.ReLU()),
                 nn.Sequential(nn.Linear(120, 84), nn.ReLU()),
             ],
@@ -159,11 +160,11 @@ class AlexNet(Stages):
 
         super().__init__(
             [
-                stage(nn.Conv2d(channels, 128, 5, padding=2), pool=True),
-                stage(nn.Conv2d(128, 192, 5, padding=2), pool=True),
-                stage(nn.Conv2d(192, 256, 3, padding=1), pool=False),
-                stage(nn.Conv2d(256, 192, 3, padding=1), pool=False),
-                stage(nn.Conv2d(192, 192, 3, padding=1), pool=True),
+                stage(Conv2d(channels, 128, 5, padding=2), pool=True),
+                stage(Conv2d(128, 192, 5, padding=2), pool=True),
+                stage(Conv2d(192, 256, 3, padding=1), pool=False),
+                stage(Conv2d(256, 192, 3, padding=1), pool=False),
+                stage(Conv2d(192, 192, 3, padding=1), pool=True),
             ],
             _flat,
         )
@@ -187,7 +188,7 @@ class VGG11(Stages):
         for widths in ((64,), (128,), (256, 256), (512, 512), (512, 512)):
             parts: list[nn.Module] = []
             for width in widths:
-                parts += [nn.Conv2d(fan_in, width, 3, padding=1), make_norm(norm, width), nn.ReLU()]
+                parts += [Conv2d(fan_in, width, 3, padding=1), make_norm(norm, width), nn.ReLU()]
                 fan_in = width
             stages.append(nn.Sequential(*parts, nn.MaxPool2d(2, ceil_mode=True)))
         super().__init__(stages, _mean)
@@ -205,7 +206,7 @@ class ResNet18(Stages):
 
     def __init__(self, shape: Shape, outputs: int, norm: Norm = "instance") -> None:
         _check_size("resnet18", shape, norm, halvings=3)
-        stem = nn.Sequential(nn.Conv2d(shape[0], 64, 3, padding=1, bias=False), make_norm(norm, 64), nn.ReLU())
+        stem = nn.Sequential(Conv2d(shape[0], 64, 3, padding=1, bias=False), make_norm(norm, 64), nn.ReLU())
         stages: list[nn.Module] = [stem]
         fan_in = 64
         for width, stride in ((64, 1), (128, 2), (256, 2), (512, 2)):
@@ -221,15 +222,15 @@ class _Residual(nn.Module):
     def __init__(self, fan_in: int, width: int, stride: int, norm: Norm) -> None:
         super().__init__()
         self.body = nn.Sequential(
-            nn.Conv2d(fan_in, width, 3, stride, padding=1, bias=False),
+            Conv2d(fan_in, width, 3, stride, padding=1, bias=False),
             make_norm(norm, width),
             nn.ReLU(),
-            nn.Conv2d(width, width, 3, padding=1, bias=False),
+            Conv2d(width, width, 3, padding=1, bias=False),
             make_norm(norm, width),
         )
         self.skip: nn.Module = nn.Identity()
         if stride != 1 or fan_in != width:
-            self.skip = nn.Sequential(nn.Conv2d(fan_in, width, 1, stride, bias=False), make_norm(norm, width))
+            self.skip = nn.Sequential(Conv2d(fan_in, width, 1, stride, bias=False), make_norm(norm, width))
 
     def forward(self, maps: Tensor) -> Tensor:
         return F.relu(self.skip(maps) + self.body(maps))

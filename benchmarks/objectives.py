@@ -8,7 +8,8 @@ until one backward pass, autograd through the whole of an unrolled training. Bot
 augmentations; the images are random, since no number depends on them. Every measurement is a process of its own, the two sides
 take turns, and the ratio is that of their medians in the same run: of processor seconds, which other work on the machine disturbs
 little, of wall seconds, and of memory. `classes` rows compare the library with itself at 10 and 100
-classes of the same number of points in all.
+classes of the same number of points in all. In `bfloat16` rows the library multiplies the convolutions of real images in it
+(option `real_precision`), the plain loop in float32; this needs a processor that does so natively.
 """
 
 from __future__ import annotations
@@ -46,6 +47,9 @@ ROWS: dict[str, dict[str, Any]] = {
     "dm": {"per_class": 10, "width": 128, "real": 256},
     "dc": {"per_class": 1, "width": 128, "real": 256},
     "dsa": {"per_class": 1, "width": 128, "real": 256},
+    "dm bfloat16": {"per_class": 10, "width": 128, "real": 256, "real_precision": "bfloat16"},
+    "dc bfloat16": {"per_class": 1, "width": 128, "real": 256, "real_precision": "bfloat16"},
+    "dsa bfloat16": {"per_class": 1, "width": 128, "real": 256, "real_precision": "bfloat16"},
     "mtt": {"per_class": 1, "width": 64, "inner_steps": 50},
     "frepo": {"per_class": 10, "width": 128, "real": 102},
     "kip": {"per_class": 10, "width": 128, "real": 500},
@@ -70,11 +74,15 @@ def library(row: str, classes: int, share: int) -> Step:
     what, has = row.split()[0], ROWS[row]
     real = max(1, has.get("real", 256) // share)
     net = f"convnet-d3-w{has['width']}"
+    precision = has.get("real_precision", "full")
     objective: Objective
     if what == "dm":
-        objective = DistributionMatching(learner=net, real_size=real)
+        objective = DistributionMatching(learner=net, real_size=real, real_precision=precision)
     elif what in ("dc", "dsa"):
-        objective = GradientMatching(learner=net, outer_loops=1, real_size=real, augment=what == "dsa")
+        augment = what == "dsa"
+        objective = GradientMatching(
+            learner=net, outer_loops=1, real_size=real, real_precision=precision, augment=augment
+        )
     elif what == "mtt":
         objective = TrajectoryMatching(
             learner=net,

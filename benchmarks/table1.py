@@ -2,7 +2,7 @@
 
     python benchmarks/table1.py                                  every recipe that has published MNIST scores, at 1 and 10 a class
     python benchmarks/table1.py --rows dm:1 dsa:10 --seeds 5     some of them
-    python benchmarks/table1.py --rows dm:1 --steps 100 --width 32 --out trial.json
+    python benchmarks/table1.py --rows dm:1 --steps 100 --width 32 --set real_size=64 --out trial.json
     python benchmarks/table1.py --data digits --protocol library --rows sre2l:1 rded:1   on 8 x 8 digits, by the library's rules
 
 A recipe that stores its images factorised or by a codec gets as many of them as fit into the bytes of so many float32 images; its
@@ -20,7 +20,7 @@ import dataclasses
 import json
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,9 +47,9 @@ def known_rows() -> list[str]:
     return [f"{name}:{ipc}" for name in names for ipc in (1, 10) if ipc in recipes[name].published.get("MNIST", {})]
 
 
-def prepared(name: str, width: int, steps: int | None, real_size: int | None) -> Recipe:
-    """The recipe for images, its network (if it has one and names none) of `width` filters, with `steps` outer steps on batches
-    of `real_size` images a class."""
+def prepared(name: str, width: int, steps: int | None, changes: Mapping[str, Any]) -> Recipe:
+    """The recipe for images, its network (if it has one and names none) of `width` filters, with `steps` outer steps and those
+    settings of `changes` that its objective has."""
     recipe = recipes[name].on("image")
     fields = (
         {} if recipe.objective is None else {f.name for f in dataclasses.fields(find("objectives", recipe.objective))}
@@ -57,12 +57,19 @@ def prepared(name: str, width: int, steps: int | None, real_size: int | None) ->
     settings = dict(recipe.settings)
     if "learner" in fields and not settings.get("learner") and "kernel" not in settings:
         settings["learner"] = f"convnet-w{width}"
-    if real_size is not None and "real_size" in fields:
-        settings["real_size"] = real_size
+    settings |= {key: value for key, value in changes.items() if key in fields}
     changed: dict[str, Any] = {"settings": settings}
     if steps is not None and recipe.objective is not None:
         changed["steps"] = steps
     return dataclasses.replace(recipe, **changed)
+
+
+def parsed(value: str) -> Any:
+    """A JSON value, or the string itself."""
+    try:
+        return json.loads(value)
+    except ValueError:
+        return value
 
 
 def budget(modality: Modality, recipe: Recipe, ipc: int) -> Sequence[int]:
@@ -144,7 +151,9 @@ def main() -> None:
     parser.add_argument("--protocol", help="in place of each recipe's own; 'library' is the library's")
     parser.add_argument("--steps", type=int, help="outer steps in place of each recipe's")
     parser.add_argument("--width", type=int, default=128, help="filters of the networks that distil")
-    parser.add_argument("--real-size", type=int, help="real images a class at each step, in place of each recipe's")
+    parser.add_argument(
+        "--set", nargs="+", default=[], metavar="NAME=VALUE", help="settings, for objectives that have them"
+    )
     parser.add_argument("--runs", type=int, default=1, help="distillations of a row")
     parser.add_argument("--seeds", type=int, default=5, help="networks trained on each result")
     parser.add_argument("--full-seeds", type=int, default=1, help="networks trained on the full data; 0 leaves it out")
@@ -157,10 +166,11 @@ def main() -> None:
     if options.out.exists():
         stored = json.loads(options.out.read_text())
         content = {name: stored[name] for name in content}
+    changes = {key: parsed(value) for key, _, value in (pair.partition("=") for pair in options.set)}
     modality = image_data(options.data).to(options.device)
     for row in options.rows:
         name, _, ipc = row.partition(":")
-        recipe = prepared(name, options.width, options.steps, options.real_size)
+        recipe = prepared(name, options.width, options.steps, changes)
         protocol = options.protocol or PROTOCOLS.get(recipe.protocol or "", recipe.protocol or "dsa")
         settings = {
             "data": Path(options.data).name,

@@ -41,6 +41,7 @@ OBJECTIVES: dict[str, Callable[[], Objective]] = {
         distance="hidden-squared",
         groups_per_step=3,
     ),
+    "gradient-matching/bfloat16": lambda: GradientMatching(outer_loops=2, real_size=5, real_precision="bfloat16"),
     "gradient-matching/doscond": lambda: GradientMatching(outer_loops=1, inner_epochs=0, distance="squared"),
     "gradient-matching/gcond": lambda: GradientMatching(
         outer_loops=4, inner_epochs=1, inner_optimizer="adam", inner_batch=4, weighting="size", distance="cosine"

@@ -1,0 +1,113 @@
+"""Real points in bfloat16: how near it comes, on every kind of data, and that nothing else is rounded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from datastill.backbones.convnet import ConvNet
+from datastill.backbones.fast import Block
+from datastill.backbones.precision import Conv2d, convolved_in
+from datastill.errors import InputError
+from datastill.modalities.image import ImageModality
+from datastill.objectives.base import Objective
+from datastill.objectives.distribution_matching import DistributionMatching
+from datastill.objectives.feature_regression import FeatureRegression
+from datastill.objectives.gradient_matching import GradientMatching
+from datastill.rng import generator, isolated
+from tests.test_every_pair import MODALITIES
+
+OBJECTIVES: dict[str, Callable[..., Objective]] = {
+    "distribution-matching": lambda **kind: DistributionMatching(real_size=4, **kind),
+    "gradient-matching": lambda **kind: GradientMatching(real_size=4, **kind),
+    "feature-regression": lambda **kind: FeatureRegression(pool=2, real_size=4, ridge=1e-2, **kind),
+}
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("kind", MODALITIES)
+def test_it_is_near_full_precision_on_every_kind_of_data(kind: str, objective: str) -> None:
+    found = []
+    for precision in ("full", "bfloat16"):
+        modality = MODALITIES[kind]()
+        summary = modality.summary([2] * modality.num_groups, rng=generator("near"))
+        one = OBJECTIVES[objective](real_precision=precision)
+        one.start(modality, summary)
+        loss = one.loss(generator("loss"))
+        points = [value for values in summary.parameter_groups().values() for value in values]
+        gradients = torch.autograd.grad(loss, points, allow_unused=True)
+        assert loss.dtype == modality.dtype
+        assert all(gradient is None or gradient.dtype == modality.dtype for gradient in gradients)
+        found.append((float(loss.detach()), torch.cat([part.flatten() for part in gradients if part is not None])))
+    (full, slope), (rounded, other) = found
+    assert rounded == pytest.approx(full, rel=0.1, abs=1e-3)
+    assert F.cosine_similarity(slope, other, 0) > 0.98
+    assert (rounded != full) == (kind == "image")  # the one whose learner has convolutions
+
+
+def images() -> ImageModality:
+    labels = torch.arange(2).repeat_interleave(60)
+    pixels = torch.rand(120, 1, 16, 16, generator=generator("precision"))
+    pixels[:60, :, :8] += 0.5
+    return ImageModality(pixels, labels)
+
+
+def test_rounding_is_far_below_what_another_batch_changes() -> None:
+    modality = images()
+    with isolated(0):
+        net = ConvNet((1, 16, 16), 2, width=32).eval()
+    drawn = [modality.real(30, rng=generator("batch", number)) for number in range(2)]
+
+    def gradients(number: int, precision: Any) -> torch.Tensor:
+        with convolved_in(precision):
+            parts = net.group_gradients(drawn[number], [0, 1], F.cross_entropy, create_graph=False)
+        return torch.cat([part.flatten(1) for part in parts], 1)
+
+    full, rounded, other = gradients(0, "full"), gradients(0, "bfloat16"), gradients(1, "full")
+    assert not torch.equal(full, rounded)
+    assert ((full - rounded).norm(dim=1) < 0.05 * (full - other).norm(dim=1)).all()
+
+
+def test_convolutions_of_many_channels_alone_are_rounded() -> None:
+    """Against a convolution in float64 of inputs and weights that are rounded here."""
+    with isolated(0):
+        net = ConvNet((1, 16, 16), 2, width=32).eval()
+    pixels = torch.rand(6, 1, 16, 16, generator=generator("block"), requires_grad=True)
+    first, block = net.blocks
+    assert isinstance(block, Block)
+    second = block[0]
+    assert isinstance(second, Conv2d)
+    assert second.bias is not None
+    with convolved_in("bfloat16"):
+        maps = first(pixels)
+        found = second(maps)
+    assert torch.equal(first(pixels), maps)
+    assert found.dtype == torch.float32
+    image, weight, bias = (value.bfloat16().double() for value in (maps, second.weight, second.bias))
+    expected = F.conv2d(image, weight, bias, padding=1)
+    assert torch.allclose(found.double(), expected, rtol=2**-8, atol=1e-2)
+    assert not torch.allclose(found.double(), expected, rtol=1e-5, atol=1e-5)
+    assert torch.equal(second(maps), F.conv2d(maps, second.weight, second.bias, padding=1))
+
+
+@pytest.mark.parametrize("name", ["lenet", "alexnet", "vgg11", "resnet18"])
+def test_every_network_of_convolutions_takes_it(name: str) -> None:
+    pixels = torch.rand(12, 1, 32, 32, generator=generator("network"))
+    modality = ImageModality(pixels, torch.arange(12) % 2)
+    net = modality.learner(name, rng=generator("net"))
+    with torch.no_grad():
+        full = net.embed(pixels)
+        with convolved_in("bfloat16"):
+            rounded = net.embed(pixels)
+    assert not torch.equal(full, rounded)
+    assert (full - rounded).norm() < 0.05 * full.norm()
+
+
+@pytest.mark.parametrize("make", OBJECTIVES.values(), ids=OBJECTIVES)
+def test_an_unknown_precision_is_refused(make: Callable[..., Objective]) -> None:
+    with pytest.raises(InputError, match=r"real_precision.*'half'.*full"):
+        make(real_precision="half")
