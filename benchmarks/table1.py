@@ -64,6 +64,14 @@ def prepared(name: str, width: int, steps: int | None, changes: Mapping[str, Any
     return dataclasses.replace(recipe, **changed)
 
 
+def same_training(modality: Modality, one: str, other: str) -> bool:
+    """Whether two published protocols train alike, as those of DSA and DM, so that one baseline serves both."""
+    if LIBRARY in (one, other):
+        return one == other
+    rules = [modality.published_protocol(name) for name in (one, other)]
+    return rules[0].on(1, 1) == rules[1].on(1, 1) and rules[0].learner == rules[1].learner
+
+
 def parsed(value: str) -> Any:
     """A JSON value, or the string itself."""
     try:
@@ -127,6 +135,9 @@ def distilled(
 def baselines(modality: Modality, per_class: int, protocol: str, options: Any, stored: dict[str, Any]) -> None:
     """Train on random subsets of as many images and on the full data, unless `stored` has them."""
     key = f"random:{per_class}:{protocol}"
+    for other in [name for name in stored if name.startswith(f"random:{per_class}:") and key not in stored]:
+        if same_training(modality, protocol, other.rpartition(":")[2]):
+            stored[key] = stored[other]
     subset = modality.subset([per_class] * modality.num_groups, rng=generator(0, "subset"))
     rules = None if protocol == LIBRARY else protocol
     again = {"protocol": rules, "seeds": options.seeds, "progress": options.progress}

@@ -23,6 +23,8 @@ from torch.autograd.function import once_differentiable
 from datastill.backbones.base import Learner, call_with
 from datastill.backbones.batch import Batch, tensors_of, with_tensors
 
+Tensors = list[Tensor] | tuple[Tensor, ...]
+
 
 @dataclass(frozen=True)
 class Descent:
@@ -45,7 +47,7 @@ class Descent:
     augment: Callable[[Batch, int], Batch] | None = None
 
     def gradient(
-        self, step: int, names: Sequence[str], theta: Sequence[Tensor], batch: Batch, *, differentiable: bool
+        self, step: int, names: Sequence[str], theta: Tensors, batch: Batch, *, differentiable: bool
     ) -> list[Tensor]:
         """The gradient of step `step`'s loss at `theta` (which requires grad), itself differentiable if asked for."""
         pick = self.picks[step]
@@ -90,18 +92,21 @@ class _Unroll(torch.autograd.Function):
         *leaves: Tensor,
     ) -> tuple[Tensor, ...]:
         constant = with_tensors(batch, [leaf.detach() for leaf in leaves])
-        theta, velocity = start, [torch.zeros_like(value) for value in start]
-        trajectory: list[list[Tensor]] = []
-        velocities: list[list[Tensor]] = []
+        theta: Tensors = start
+        velocity: Tensors = [torch.zeros_like(value) for value in start]
+        lengths = rates.tolist()
+        trajectory: list[Tensors] = []
+        velocities: list[Tensors] = []
         for step in range(len(descent.picks)):
             trajectory.append(theta)
             with torch.enable_grad():
                 active = [value.detach().requires_grad_() for value in theta]
-                grads = descent.gradient(step, names, active, constant, differentiable=False)
-            velocity = [
-                descent.momentum * v + g + descent.weight_decay * value for v, g, value in zip(velocity, grads, theta)
-            ]
-            theta = [value - rates[step] * v for value, v in zip(theta, velocity)]
+                grads: Tensors = descent.gradient(step, names, active, constant, differentiable=False)
+            # One call for all parameters: of small networks these are most of the time.
+            if descent.weight_decay:
+                grads = torch._foreach_add(grads, theta, alpha=descent.weight_decay)
+            velocity = torch._foreach_add(grads, velocity, alpha=descent.momentum) if descent.momentum else grads
+            theta = torch._foreach_add(theta, velocity, alpha=-lengths[step])
             if rates.requires_grad:
                 velocities.append(velocity)
         ctx.save_for_backward(rates, *leaves)
@@ -117,12 +122,15 @@ class _Unroll(torch.autograd.Function):
         wanted = [needed and leaf.is_floating_point() for needed, leaf in zip(ctx.needs_input_grad[6:], leaves)]
         pulled = [torch.zeros_like(leaf) if want else None for want, leaf in zip(wanted, leaves)]
         rate_grads = torch.zeros_like(rates)
-        adjoints = list(adjoint)
-        impulse = [torch.zeros_like(value) for value in adjoints]
+        adjoints: Tensors = adjoint
+        impulse: Tensors = [torch.zeros_like(value) for value in adjoints]
+        lengths = rates.tolist()
         for step in reversed(range(len(descent.picks))):
             if ctx.velocities:
-                rate_grads[step] = -sum((a * v).sum() for a, v in zip(adjoints, ctx.velocities[step]))
-            impulse = [descent.momentum * u - rates[step] * a for u, a in zip(impulse, adjoints)]
+                dots = [torch.dot(a.flatten(), v.flatten()) for a, v in zip(adjoints, ctx.velocities[step])]
+                rate_grads[step] = -torch.stack(dots).sum()
+            kept = torch._foreach_mul(impulse, descent.momentum)
+            impulse = torch._foreach_add(kept, adjoints, alpha=-lengths[step])
             with torch.enable_grad():
                 theta = [value.detach().requires_grad_() for value in ctx.trajectory[step]]
                 active = [leaf.detach().requires_grad_(want) for want, leaf in zip(wanted, leaves)]
@@ -137,9 +145,9 @@ class _Unroll(torch.autograd.Function):
                     [g for g, _ in alive], targets, [u for _, u in alive], materialize_grads=True
                 )
             if ctx.exact:
-                adjoints = [
-                    a + d + descent.weight_decay * u for a, d, u in zip(adjoints, results[: len(theta)], impulse)
-                ]
+                adjoints = torch._foreach_add(adjoints, results[: len(theta)])
+                if descent.weight_decay:
+                    adjoints = torch._foreach_add(adjoints, impulse, alpha=descent.weight_decay)
             extra = iter(results[len(moved) :])
             pulled = [None if value is None else value + next(extra) for value in pulled]
         return (None, None, None, None, None, rate_grads if rates.requires_grad else None, *pulled)
