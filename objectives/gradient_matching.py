@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -40,9 +41,11 @@ class GradientMatching(Objective):
 
     Attributes:
         learner: name of the learner; None takes the modality's default.
-        outer_loops: matches a network.
+        outer_loops: matches a network; None is as many as a group has points, at most 50, as published. So with one point a
+            group no network is ever trained.
         trained_on: "summary" (DC) or "real" points (IDC), between two matches.
-        inner_epochs: passes over them between two matches of one network; 0 trains it never.
+        inner_epochs: passes over them between two matches of one network; 0 trains it never; None is as published by points a
+            group: 50 up to 10 of them, 25 for 20, 20 for 30, 15 for 40, 10 for 50 and more.
         inner_optimizer: "sgd" or "adam".
         inner_lr: its learning rate.
         inner_momentum: of "sgd".
@@ -66,9 +69,9 @@ class GradientMatching(Objective):
     """
 
     learner: str | None = None
-    outer_loops: int = 10
+    outer_loops: int | None = None
     trained_on: Literal["summary", "real"] = "summary"
-    inner_epochs: int = 50
+    inner_epochs: int | None = None
     inner_optimizer: Literal["sgd", "adam"] = "sgd"
     inner_lr: float = 0.01
     inner_momentum: float = 0.0
@@ -88,10 +91,10 @@ class GradientMatching(Objective):
     name: ClassVar[str] = "gradient-matching"
 
     def __post_init__(self) -> None:
-        check_count("outer_loops", self.outer_loops)
-        check_count("inner_epochs", self.inner_epochs, least=0)
         check_count("inner_batch", self.inner_batch)
         for field, least in (
+            ("outer_loops", 1),
+            ("inner_epochs", 0),
             ("real_size", 1),
             ("inner_real", 1),
             ("groups_per_step", 1),
@@ -127,6 +130,9 @@ class GradientMatching(Objective):
         with torch.no_grad():
             self._counts = torch.bincount(summary().groups.cpu(), minlength=modality.num_groups)
         self._groups: list[int] = self._counts.nonzero().flatten().tolist()
+        loops, epochs = published_loops(int(self._counts.max()))
+        self._loops = loops if self.outer_loops is None else self.outer_loops
+        self._epochs = epochs if self.inner_epochs is None else self.inner_epochs
         if self.distance.startswith("hidden"):
             _hidden(modality.learner(self.learner, rng=generator(seed, "hidden weights")))
         if self.trained_on == "real" and self.inner_augment:
@@ -195,10 +201,10 @@ class GradientMatching(Objective):
             return
         self._turn = 0
         self._matches += 1
-        if self._matches >= self.outer_loops:
+        if self._matches >= self._loops:
             self._net, self._optimizer, self._matches = None, None, 0
             self._networks += 1
-        elif self.inner_epochs:
+        elif self._epochs:
             self._train(rng)
 
     def _train(self, rng: torch.Generator) -> None:
@@ -211,7 +217,7 @@ class GradientMatching(Objective):
             batch = self.modality.real(self.inner_real, rng=rng)
             augment = self.modality.augmenter(self.inner_augment) if self.inner_augment else None
         size = min(self.inner_batch, len(batch))
-        steps = self.inner_epochs * -(-len(batch) // size)
+        steps = self._epochs * -(-len(batch) // size)
         self._net.train()
         with isolated(fork(rng)):
             if size == len(batch) and augment is None:
@@ -248,6 +254,14 @@ class GradientMatching(Objective):
             assert self._optimizer is not None
             self._net.load_state_dict(state["net"])
             self._optimizer.load_state_dict(state["optimizer"])
+
+
+def published_loops(points: int) -> tuple[int, int]:
+    """Matches a network, and epochs between two of them, that DC's authors chose for so many points a class.
+
+    They chose for 1, 10, 20, 30, 40 and 50 points; between these it is a straight line.
+    """
+    return min(points, 50), round(float(np.interp(points, (10, 20, 30, 40, 50), (50, 25, 20, 15, 10))))
 
 
 def gradient_distances(ours: Sequence[Tensor], target: Sequence[Tensor], distance: Distance) -> Tensor:

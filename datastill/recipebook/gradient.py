@@ -14,12 +14,10 @@ RECIPES = [
         modalities=("image",),
         objective="gradient-matching",
         settings={
-            "outer_loops": 10,
-            "inner_epochs": 50,
             "inner_lr": 0.01,
             "real_size": 256,
             "augment": True,
-            "contrast_networks": 25,  # of the 100 that 1000 steps take
+            "contrast_networks": 25,  # of the 100 that 1000 steps take at ten images a class
         },
         steps=1000,
         optimizer="sgd",

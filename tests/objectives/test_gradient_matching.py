@@ -15,7 +15,7 @@ from datastill.backbones.batch import Batch
 from datastill.checks.toy import ToyModality
 from datastill.errors import InputError
 from datastill.modalities.image import ImageModality
-from datastill.objectives.gradient_matching import GradientMatching
+from datastill.objectives.gradient_matching import GradientMatching, published_loops
 from datastill.rng import generator
 
 MODALITY = ToyModality(points=6)
@@ -39,6 +39,28 @@ def angle(a: Tensor, b: Tensor) -> float:
 
 def of_group(batch: Batch, group: int) -> tuple[Tensor, Tensor]:
     return batch.inputs[batch.groups == group].detach(), batch.targets[batch.groups == group]
+
+
+@pytest.mark.parametrize(
+    ("points", "loops", "epochs"),
+    # the last but one is half way between two published ones
+    [(1, 1, 50), (10, 10, 50), (20, 20, 25), (30, 30, 20), (40, 40, 15), (50, 50, 10), (45, 45, 12), (500, 50, 10)],
+)
+def test_loops_are_as_published_for_so_many_points(points: int, loops: int, epochs: int) -> None:
+    assert published_loops(points) == (loops, epochs)
+
+
+def test_with_one_point_a_group_every_step_has_a_fresh_network() -> None:
+    objective, _ = started([1, 1, 1], learner="mlp")
+    seen = []
+    for number in range(3):
+        objective.loss(generator("loss", number))
+        assert objective._net is not None
+        seen.append(next(objective._net.parameters()).clone())
+        objective.after_step(generator("after", number))
+        assert objective._net is None
+    assert not torch.equal(seen[0], seen[1])
+    assert not torch.equal(seen[1], seen[2])
 
 
 # --- DCC ----------------------------------------------------------------------------------------------------------------
@@ -151,6 +173,7 @@ def test_training_on_real_points_is_ordinary_training() -> None:
         learner="linear",
         trained_on="real",
         inner_real=None,
+        outer_loops=10,
         inner_epochs=2,
         inner_momentum=0.9,
         inner_weight_decay=0.1,
@@ -190,6 +213,7 @@ def test_published_augmentation_of_inner_training_mixes_images() -> None:
         learner="convnet-w8",
         real_size=4,
         trained_on="real",
+        outer_loops=10,
         inner_epochs=2,
         inner_batch=16,
         inner_real=5,
