@@ -181,7 +181,12 @@ def test_a_coreset_of_every_modality(kind: str, method: str) -> None:
 
 
 # Options that suit real datasets but ask for more than the data of a unit test have.
-SMALLER: dict[str, dict[str, Any]] = {"distill-cf": {"draws": 5}, "haba": {"styles": 2}, "linba": {"bases": 4}}
+SMALLER: dict[str, dict[str, Any]] = {
+    "distill-cf": {"draws": 5},
+    "haba": {"styles": 2},
+    "linba": {"bases": 4},
+    "image-compact": {"factor": 1},
+}
 
 
 @pytest.mark.parametrize("name", recipes)
