@@ -41,6 +41,11 @@ class Storage(nn.Module, ABC):
         """How many images come from one stored unit, and so are of one class."""
         return 1
 
+    @classmethod
+    def least(cls, **options: float) -> int:
+        """The fewest images, of all classes together, that can be stored so."""
+        return 1
+
 
 class FreePixels(Storage):
     """Every pixel is a parameter.
@@ -138,6 +143,10 @@ class LinearBases(Storage):
         roots = values[:bases].sqrt()
         self.bases = nn.Parameter((roots[:, None] * right[:bases]).view(bases, *small.shape[1:]).to(images.dtype))
         self.coefficients = nn.Parameter((left[:, :bases] * roots).to(images.dtype))
+
+    @classmethod
+    def least(cls, **options: float) -> int:
+        return int(check_count("bases", options.get("bases", 16)))
 
     def forward(self) -> Tensor:
         small = torch.einsum("nb,bchw->nchw", self.coefficients, self.bases)

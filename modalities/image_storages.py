@@ -51,9 +51,22 @@ def check_storage(name: str, counts: Sequence[int], options: dict[str, float]) -
 
 def shared(name: str, options: dict[str, float]) -> int:
     """How many images come from one stored unit of the storage `name`; an `InputError` for an unknown one."""
+    return _known(name).share(**_own(name, options))
+
+
+def fewest(name: str, options: dict[str, float]) -> int:
+    """The fewest images of all classes together that the storage `name` holds; an `InputError` for an unknown one."""
+    return _known(name).least(**_own(name, options))
+
+
+def _known(name: str) -> type[Storage]:
     if name not in STORAGES:
         raise unknown_name("storage", name, STORAGES)
-    return STORAGES[name][0].share(**{key: value for key, value in options.items() if key in STORAGES[name][1]})
+    return STORAGES[name][0]
+
+
+def _own(name: str, options: dict[str, float]) -> dict[str, float]:
+    return {key: value for key, value in options.items() if key in STORAGES[name][1]}
 
 
 def make_storage(name: str, images: Tensor, options: dict[str, float], *, seed: int = 0) -> Storage:

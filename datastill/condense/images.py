@@ -14,7 +14,7 @@ from datastill.condense.common import Job, condenser, find_recipe
 from datastill.errors import check_count
 from datastill.modalities.augmentation import NO_FLIP
 from datastill.modalities.image import ImageModality
-from datastill.modalities.image_storages import shared
+from datastill.modalities.image_storages import fewest, shared
 from datastill.recipe import Recipe
 
 
@@ -111,8 +111,10 @@ def images_within(modality: ImageModality, recipe: Recipe, nbytes: int, **stored
         InputError: if not even one image of each class (or one stored unit, where it makes several) fits.
     """
     start = {**recipe.summary, **stored}
-    share = shared(start.get("storage", "pixels"), start)
+    storage, classes = start.get("storage", "pixels"), modality.num_groups
+    share = shared(storage, start)
     most = max(1, min(modality.group_sizes) // share)
+    least = min(most, -(-fewest(storage, start) // (classes * share)))
     return most_points(
-        modality, recipe, nbytes, lambda units: [units * share] * modality.num_groups, most=most, **stored
+        modality, recipe, nbytes, lambda units: [units * share] * classes, most=most, least=least, **stored
     )
