@@ -37,6 +37,7 @@ RECIPES = [
         modalities=("image",),
         objective="gradient-matching",
         settings={"inner_lr": 0.01, "real_size": 256, "augment": True},
+        summary={"clamp": False},
         steps=1000,
         optimizer="sgd",
         lr=0.1,

@@ -36,6 +36,7 @@ RECIPES = [
         lr=0.1,
         momentum=0.5,
         overrides={
+            "image": {"summary": {"clamp": False}},
             "text": {
                 "settings": {"outer_loops": 5, "inner_epochs": 5, "real_size": 64},
                 "steps": 60,
