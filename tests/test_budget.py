@@ -14,7 +14,9 @@ import torch
 from datastill import condense_graph, condense_images, condense_interactions, condense_text, recipes
 from datastill.budget import finest_codec, most_points
 from datastill.checks import ToyModality
+from datastill.condense.images import images_within
 from datastill.errors import InputError
+from datastill.modalities.image import ImageModality
 from datastill.recipe import Recipe
 from datastill.rng import generator
 
@@ -90,6 +92,19 @@ def test_what_is_stored_by_a_code_never_takes_more(options: dict[str, Any]) -> N
     if "entropy" not in str(options) and max(more) <= 36 and options.get("storage") != "codes":
         stored = {key: value for key, value in options.items() if key != "recipe"}
         assert job.modality.stored_bytes(more, **stored, labels=dict(job.recipe.summary).get("labels", "hard")) > 4000
+
+
+def test_linear_bases_are_more_than_one_image_a_class() -> None:
+    """7 bases are stored of two classes, so the smallest summary has 4 images a class; the numbers are counted by hand."""
+    pixels, labels = images(eight_bit=True)
+    modality = ImageModality(pixels, labels)
+    recipe = dataclasses.replace(recipes["linba"].on("image"), summary={"storage": "bases", "bases": 7})
+    least = modality.stored_bytes([4, 4], storage="bases", bases=7)
+    assert images_within(modality, recipe, least) == [4, 4]
+    # An image takes 7 float32 coefficients more.
+    assert images_within(modality, recipe, least + 2 * 28 * 3 + 27) == [7, 7]
+    with pytest.raises(InputError, match=f"nbytes={least - 1:,} is too little: .* 8 points, takes {least:,} bytes"):
+        images_within(modality, recipe, least - 1)
 
 
 def test_bytes_and_images_together_decide_the_codec() -> None:
