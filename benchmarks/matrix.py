@@ -5,18 +5,20 @@
 
 The recipe of a cell is the published method of its family with the settings that `datastill.recipes` has for that kind of data.
 Summaries are selected on a validation split of the training data; scores are on the test split. "start" is the summary before its
-first step: where it comes from clusters of real points it can be most of the way already.
+first step: where it comes from clusters of real points it can be most of the way already. Cells that stand in the
+file and are not asked for stay as they are, with the commit that they were measured at.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
 import time
 from pathlib import Path
 from typing import Any
 
-from harness import DATA, ROOT, modality_of, write_results
+from harness import DATA, ROOT, STARTED, modality_of, write_results
 
 from datastill import evaluate, recipes
 from datastill.condense.common import run_recipe
@@ -73,7 +75,13 @@ def main() -> None:
     options = parser.parse_args()
 
     began = time.perf_counter()
-    cells: list[dict[str, Any]] = []
+    cells, minutes = [], 0.0
+    if options.out.exists():
+        stored = json.loads(options.out.read_text())
+        if stored["embedded"] == options.embedded:
+            again = {(kind, name) for kind in options.kinds for name in options.recipes}
+            cells = [cell for cell in stored["cells"] if (cell["kind"], cell["recipe"]) not in again]
+            minutes = stored["minutes"] if cells else 0.0
     for kind in options.kinds:
         modality = modality_of(kind, embedded=options.embedded, folder=options.folder)
         counts = modality.allocate(BUDGETS[kind])
@@ -96,6 +104,7 @@ def main() -> None:
                     "kind": kind,
                     "family": family,
                     "recipe": name,
+                    "commit": STARTED["commit"],
                     "points": sum(counts),
                     "best_step": result.best_step,
                     "validation": result.best_score,
@@ -105,14 +114,15 @@ def main() -> None:
                 }
             )
             print(line(found, kind, family, result.seconds), flush=True)
-    total = time.perf_counter() - began
+    minutes += (time.perf_counter() - began) / 60
+    cells.sort(key=lambda cell: ([*BUDGETS].index(cell["kind"]), [*FAMILIES].index(cell["family"])))
 
     head = ["kind", "objective", "metric", "random", "start", "distilled", "exported", "full", "gap closed", "seconds"]
     print("\n" + format_table(head, [row_of(cell) for cell in cells]))
-    print(f"\n{len(cells)} cells in {total / 60:.1f} minutes")
+    print(f"\n{len(cells)} cells in {minutes:.1f} minutes")
     losers = [f"{cell['kind']} x {cell['recipe']}" for cell in cells if not beats_random(cell)]
     print("cells below their random subset: " + (", ".join(losers) or "none"))
-    write_results(options.out, {"embedded": options.embedded, "minutes": total / 60, "cells": cells})
+    write_results(options.out, {"embedded": options.embedded, "minutes": minutes, "cells": cells})
 
 
 def recipe_of(kind: str, name: str) -> Recipe:
