@@ -194,8 +194,7 @@ def test_a_recipe_fits_the_data_it_names(name: str) -> None:
             assert result.summary.num_points == 2 * modality.num_groups
             assert result.best_score is not None
             continue
-        points = 4 if options.get("storage") == "formation" else 2  # of whole stored images
-        summary = first_summary(modality, [points] * modality.num_groups, seed=0, **options)
+        summary = first_summary(modality, [2] * modality.num_groups, seed=0, **options)
         roles = set(summary.parameter_groups())
         if isinstance(recipe.lr, dict):
             assert roles <= set(recipe.lr), f"{name} has no rate for a part of its summary"
