@@ -47,7 +47,7 @@ def known_rows() -> list[str]:
     return [f"{name}:{ipc}" for name in names for ipc in (1, 10) if ipc in recipes[name].published.get("MNIST", {})]
 
 
-def prepared(name: str, width: int, steps: int | None, changes: Mapping[str, Any]) -> Recipe:
+def prepared(name: str, width: int, steps: int | None, changes: Mapping[str, Any], codec: str | None) -> Recipe:
     """The recipe for images, its network (if it has one and names none) of `width` filters, with `steps` outer steps and those
     settings of `changes` that its objective has."""
     recipe = recipes[name].on("image")
@@ -59,6 +59,8 @@ def prepared(name: str, width: int, steps: int | None, changes: Mapping[str, Any
         settings["learner"] = f"convnet-w{width}"
     settings |= {key: value for key, value in changes.items() if key in fields}
     changed: dict[str, Any] = {"settings": settings}
+    if codec is not None:
+        changed["summary"] = {**recipe.summary, "codec": codec}
     if steps is not None and recipe.objective is not None:
         changed["steps"] = steps
     return dataclasses.replace(recipe, **changed)
@@ -99,7 +101,8 @@ def distilled(
 ) -> dict[str, Any]:
     """The scores of `options.runs` distillations."""
     runs = []
-    counts = budget(modality, recipe, ipc)
+    each = options.per_class
+    counts = budget(modality, recipe, ipc) if each is None else [each] * modality.num_groups
     # A published score stands beside what was measured on the same data by the same protocol, and beside nothing else.
     comparable = Path(options.data).name == "MNIST" and options.protocol is None
     for run in range(options.runs):
@@ -118,6 +121,7 @@ def distilled(
         found = evaluate(
             result,
             protocol=None if protocol == LIBRARY else protocol,
+            learners=options.learners,
             seeds=options.seeds,
             seed=run,
             baselines=False,
@@ -140,7 +144,7 @@ def baselines(modality: Modality, per_class: int, protocol: str, options: Any, s
             stored[key] = stored[other]
     subset = modality.subset([per_class] * modality.num_groups, rng=generator(0, "subset"))
     rules = None if protocol == LIBRARY else protocol
-    again = {"protocol": rules, "seeds": options.seeds, "progress": options.progress}
+    again = {"protocol": rules, "learners": options.learners, "seeds": options.seeds, "progress": options.progress}
     if options.full_seeds and f"full:{protocol}" not in stored:
         found = evaluate(subset, modality, **{**again, "seeds": options.full_seeds})
         full = [row for row in found.rows if row.data == "full data"]  # too many points for a kernel
@@ -165,6 +169,11 @@ def main() -> None:
     parser.add_argument(
         "--set", nargs="+", default=[], metavar="NAME=VALUE", help="settings, for objectives that have them"
     )
+    parser.add_argument("--codec", help="stores the pixels, in place of each recipe's")
+    parser.add_argument(
+        "--per-class", type=int, help="images of each class, in place of the row's, whose budget they are in"
+    )
+    parser.add_argument("--learners", nargs=1, help="what is trained on the result, in place of the protocol's")
     parser.add_argument("--runs", type=int, default=1, help="distillations of a row")
     parser.add_argument("--seeds", type=int, default=5, help="networks trained on each result")
     parser.add_argument("--full-seeds", type=int, default=1, help="networks trained on the full data; 0 leaves it out")
@@ -181,7 +190,7 @@ def main() -> None:
     modality = image_data(options.data).to(options.device)
     for row in options.rows:
         name, _, ipc = row.partition(":")
-        recipe = prepared(name, options.width, options.steps, changes)
+        recipe = prepared(name, options.width, options.steps, changes, options.codec)
         protocol = options.protocol or PROTOCOLS.get(recipe.protocol or "", recipe.protocol or "dsa")
         settings = {
             "data": Path(options.data).name,
@@ -190,6 +199,11 @@ def main() -> None:
             "settings": dict(recipe.settings),
             "runs": options.runs,
             "seeds": options.seeds,
+        }
+        settings |= {
+            name: value
+            for name in ("codec", "per_class", "learners")
+            if (value := getattr(options, name)) is not None  # others are of the recipe and the protocol
         }
         settings = json.loads(json.dumps(settings))
         if content["rows"].get(row, {}).get("options") == settings:
