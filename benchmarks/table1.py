@@ -66,9 +66,14 @@ def prepared(name: str, width: int, steps: int | None, changes: Mapping[str, Any
     return dataclasses.replace(recipe, **changed)
 
 
+def rules_of(protocol: str, learners: Sequence[str] | None) -> str:
+    """The name of a protocol, with another network than its own behind a stroke."""
+    return "/".join([protocol, *(learners or [])])
+
+
 def same_training(modality: Modality, one: str, other: str) -> bool:
     """Whether two published protocols train alike, as those of DSA and DM, so that one baseline serves both."""
-    if LIBRARY in (one, other):
+    if any(LIBRARY in name or "/" in name for name in (one, other)):
         return one == other
     rules = [modality.published_protocol(name) for name in (one, other)]
     return rules[0].on(1, 1) == rules[1].on(1, 1) and rules[0].learner == rules[1].learner
@@ -138,17 +143,18 @@ def distilled(
 
 def baselines(modality: Modality, per_class: int, protocol: str, options: Any, stored: dict[str, Any]) -> None:
     """Train on random subsets of as many images and on the full data, unless `stored` has them."""
-    key = f"random:{per_class}:{protocol}"
+    named = rules_of(protocol, options.learners)
+    key = f"random:{per_class}:{named}"
     for other in [name for name in stored if name.startswith(f"random:{per_class}:") and key not in stored]:
-        if same_training(modality, protocol, other.rpartition(":")[2]):
+        if same_training(modality, named, other.rpartition(":")[2]):
             stored[key] = stored[other]
     subset = modality.subset([per_class] * modality.num_groups, rng=generator(0, "subset"))
     rules = None if protocol == LIBRARY else protocol
     again = {"protocol": rules, "learners": options.learners, "seeds": options.seeds, "progress": options.progress}
-    if options.full_seeds and f"full:{protocol}" not in stored:
+    if options.full_seeds and f"full:{named}" not in stored:
         found = evaluate(subset, modality, **{**again, "seeds": options.full_seeds})
         full = [row for row in found.rows if row.data == "full data"]  # too many points for a kernel
-        stored[f"full:{protocol}"] = trained(full[0]) if full else None
+        stored[f"full:{named}"] = trained(full[0]) if full else None
     if key not in stored:
         scores: list[dict[str, Any]] = []
         for number in range(options.seeds):
@@ -190,6 +196,8 @@ def main() -> None:
     modality = image_data(options.data).to(options.device)
     for row in options.rows:
         name, _, ipc = row.partition(":")
+        if options.per_class is not None:
+            row = f"{row}, {options.per_class} a class"
         recipe = prepared(name, options.width, options.steps, changes, options.codec)
         protocol = options.protocol or PROTOCOLS.get(recipe.protocol or "", recipe.protocol or "dsa")
         settings = {
@@ -197,6 +205,7 @@ def main() -> None:
             "protocol": protocol,
             "steps": recipe.steps,
             "settings": dict(recipe.settings),
+            "summary": dict(recipe.summary),
             "runs": options.runs,
             "seeds": options.seeds,
         }
@@ -218,7 +227,7 @@ def main() -> None:
         write_results(options.out, content)
     body = []
     for row, found in content["rows"].items():
-        protocol = found["options"]["protocol"]
+        protocol = rules_of(found["options"]["protocol"], found["options"].get("learners"))
         keys = (f"random:{found['per_class']}:{protocol}", f"full:{protocol}")
         beside = [content["baselines"].get(key) for key in keys]
         scores = [score for run in found["runs"] for score in run["accuracy"]]

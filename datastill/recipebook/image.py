@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from datastill.recipe import Recipe
 
+# The inner training of Deng & Russakovsky, with and without bases.
+_UNROLLED = {"inner_lr": 0.01, "learn_lr": False, "momentum": 0.9, "real_size": 64, "augment": True}
+
 RECIPES = [
     Recipe(
         name="image-default",
@@ -54,14 +57,7 @@ RECIPES = [
         protocol="linba",
         modalities=("image",),
         objective="unrolled",
-        settings={
-            "inner_steps": 60,
-            "inner_lr": 0.01,
-            "learn_lr": False,
-            "momentum": 0.9,
-            "real_size": 64,
-            "augment": True,
-        },
+        settings={**_UNROLLED, "inner_steps": 60},
         summary={"clamp": False},
         steps=1000,
         lr=0.1,
@@ -81,14 +77,7 @@ RECIPES = [
         protocol="linba",
         modalities=("image",),
         objective="unrolled",
-        settings={
-            "inner_steps": 30,
-            "inner_lr": 0.01,
-            "learn_lr": False,
-            "momentum": 0.9,
-            "real_size": 64,
-            "augment": True,
-        },
+        settings={**_UNROLLED, "inner_steps": 30},
         summary={"storage": "bases", "bases": 16, "downscale": 2},
         steps=300,
         optimizer="sgd",
