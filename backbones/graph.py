@@ -11,11 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from datastill import memory
 from datastill.backbones.base import Learner, LinearLearner
 from datastill.backbones.dropout import dropout
 from datastill.backbones.nodes import Nodes
 
-_ROWS = 16384  # nodes whose hidden units are in memory together where no gradients are needed
+_ROWS = 16384  # nodes whose hidden units are in memory together where no gradients are needed, at most
+_FEW = 2**18  # numbers for which asking how much memory there is would take longer than computing them
 
 
 class SGC(LinearLearner):
@@ -65,9 +67,19 @@ class GCN(Learner):
     def _sent(self, nodes: Nodes) -> Tensor:
         """What the rows send in the second propagation, (m, c); without gradients, in blocks of rows, so that hidden units of a
         large graph are never in memory together."""
-        if torch.is_grad_enabled() or self.training or len(nodes) <= _ROWS:
+        if torch.is_grad_enabled() or self.training:
             return F.linear(dropout(self._hidden(nodes), self.dropout, self.training), self.head.weight)
-        return torch.cat([self._sent(nodes.at(rows)) for rows in nodes.rows.split(_ROWS)])
+        parts = nodes.rows.split(self._at_once(nodes))
+        if len(parts) == 1:
+            return F.linear(self._hidden(nodes), self.head.weight)
+        return torch.cat([F.linear(self._hidden(nodes.at(rows)), self.head.weight) for rows in parts])
+
+    def _at_once(self, nodes: Nodes) -> int:
+        """Rows whose features, and hidden units before and after their ReLU, are in memory together."""
+        numbers = self.first.in_features + 2 * self.first.out_features
+        if len(nodes) * numbers <= _FEW:
+            return max(1, len(nodes))
+        return memory.chunk(self.first.weight.element_size() * numbers, nodes.rows.device, most=_ROWS)
 
     def layers(self, inputs: Nodes) -> list[Tensor]:
         """The first layer at the rows, and `embed`; (m, hidden) each."""

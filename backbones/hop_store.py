@@ -12,9 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from datastill import memory
 from datastill.errors import InputError
 
-_ROWS = 65536  # computed and written at a time
+_ROWS = 65536  # computed and written at a time, at most
 
 
 class Rows(Protocol):
@@ -77,8 +78,9 @@ class HopStore:
                 np.lib.format.write_array_header_2_0(
                     file, {"descr": np.lib.format.dtype_to_descr(kind), "fortran_order": False, "shape": shape}
                 )
-                for first in range(0, shape[0], _ROWS):
-                    block = matrix.block(first, min(shape[0], first + _ROWS)) @ values
+                size = memory.chunk(shape[1] * values.element_size(), most=_ROWS)
+                for first in range(0, shape[0], size):
+                    block = matrix.block(first, min(shape[0], first + size)) @ values
                     file.write(block.contiguous().numpy().data)
                 file.flush()
                 os.fsync(file.fileno())

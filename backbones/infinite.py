@@ -16,7 +16,7 @@ from torch import Tensor
 from datastill.backbones.base import Kernel
 from datastill.errors import check_count, require
 
-_BLOCK = 2**20  # numbers in a block of rows of a Gram matrix that needs no gradients
+_BLOCK = 2**20  # numbers (4 MiB in float32) in a block of rows of a Gram matrix that needs no gradients
 _COINCIDENT = 32  # roundings: vectors whose squared sine is no larger are taken as parallel
 KernelKind = Literal["ntk", "nngp"]
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 _PROJECTED = 256  # dimensions in which the distances of many wide points are taken (Johnson & Lindenstrauss 1984)
 _LARGE = 2**22  # numbers in a matrix of points from which on they are
-_NUMBERS = 2**24  # in a matrix of distances that is in memory at once
+_NUMBERS = 2**24  # in a matrix of distances that is in memory at once: 64 MiB in float32, of however many points
 
 
 def k_means(points: Tensor, count: int, rng: torch.Generator, *, rounds: int = 50) -> Tensor:

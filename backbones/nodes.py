@@ -12,9 +12,10 @@ import scipy.sparse as sp
 import torch
 from torch import Tensor
 
+from datastill import memory
 from datastill.backbones.hop_store import HopStore
 
-_NUMBERS = 2**26  # in a stretch of columns that is propagated by itself, of at least _NARROWEST columns
+_NUMBERS = 2**26  # in a stretch of columns that is propagated by itself, at most, or as many as _NARROWEST columns have
 _NARROWEST = 8
 
 
@@ -156,7 +157,9 @@ class Hops:
     def at(self, rows: Tensor, wanted: Sequence[int]) -> dict[int, Tensor]:
         """A^k X at a few rows for several k, in memory for a stretch of columns of X at a time; nothing is kept."""
         features = self._known[0]
-        width = max(_NARROWEST, _NUMBERS // max(1, len(features)))
+        nodes = max(1, len(features))  # each column is there twice: as sent and as received
+        most = max(_NARROWEST, _NUMBERS // nodes)
+        width = max(_NARROWEST, memory.chunk(2 * features.element_size() * nodes, features.device, most=most))
         found: dict[int, list[Tensor]] = {hops: [] for hops in wanted}
         for columns in features.split(width, dim=1):
             values, reached = columns.contiguous(), 0

@@ -23,10 +23,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from datastill import processes
+from datastill import memory, processes
 from datastill.backbones.base import Predictor
 from datastill.backbones.recommender import SparseRows, user_rows
 from datastill.errors import InputError, check_count, require
+
+BYTES_A_SCORE = 20  # while users are scored: the score, those that are hidden, and the order of the best
 
 
 def ranking_metrics(
@@ -115,7 +117,7 @@ class Holdout:
         histories: (users, items) SciPy sparse matrix or `SparseRows`; a user's items are not recommended again.
         wanted: (users, items) likewise, the held-out items.
         metric: the key of `ranking_metrics` by which models are chosen.
-        chunk: users scored at once; memory is about chunk * items * 20 bytes.
+        chunk: users scored at once, at most; fewer where 20 bytes for each of their items do not fit into memory.
         missing: (users,) see `ranking_metrics`.
     """
 
@@ -150,11 +152,12 @@ class Holdout:
 
     def __iter__(self) -> Iterator[tuple[SparseRows, SparseRows]]:
         """Chunks of users: what they are read through, and what is to be found."""
-        for users in self._chunks():
+        for users in self._chunks(torch.arange(len(self), device=self.wanted.starts.device)):
             yield self.histories.take(users), self.wanted.take(users)
 
-    def _chunks(self) -> Sequence[Tensor]:
-        return torch.arange(len(self), device=self.wanted.starts.device).split(self.chunk)
+    def _chunks(self, users: Tensor) -> Sequence[Tensor]:
+        size = memory.chunk(BYTES_A_SCORE * self.wanted.width, users.device, most=self.chunk)
+        return users.split(size) if len(users) > 0 else ()
 
     def score(self, predictor: Predictor | Tensor, cutoffs: Sequence[int] = (10, 100)) -> dict[str, float]:
         """HR, nDCG and recall, means over users; of several processes each scores a share of them.
@@ -164,7 +167,9 @@ class Holdout:
             cutoffs: the values of k.
         """
         sums = {f"{name}@{k}": 0.0 for k in cutoffs for name in ("hr", "ndcg", "recall")}
-        for users in processes.mine(self._chunks()):
+        # Users are shared out, not chunks: processes that find more or less memory cut into other chunks.
+        mine = torch.tensor(processes.mine(range(len(self))), dtype=torch.int64, device=self.wanted.starts.device)
+        for users in self._chunks(mine):
             histories, wanted = self.histories.take(users), self.wanted.take(users)
             missing = None if self.missing is None else self.missing[users]
             scores = predictor[users] if isinstance(predictor, Tensor) else predictor(histories)

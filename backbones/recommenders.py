@@ -15,16 +15,18 @@ import scipy.sparse as sp
 import torch
 from torch import Tensor
 
-from datastill import processes
+from datastill import memory, processes
 from datastill.backbones.base import Kernel, KernelMachine, Predictor, VectorKernel
 from datastill.backbones.infinite import InfiniteReLU, KernelKind, products
-from datastill.backbones.ranking import Holdout
+from datastill.backbones.ranking import BYTES_A_SCORE, Holdout
 from datastill.backbones.recommender import SparseRows, UserRows, matrix, user_rows
 from datastill.backbones.ridge import ridge_solve
 from datastill.errors import InputError, check_count, require
 
 Ridges = float | Sequence[float]
-_USERS = 50_000  # whose products of items are summed at a time
+_USERS = (
+    50_000  # whose products of items are summed at a time: sparse, with no more entries than the dense sum they go to
+)
 
 
 class Recommender(ABC):
@@ -56,7 +58,7 @@ class Recommender(ABC):
         Args:
             histories: (users, items) as `fit` takes them; a user's own items are not recommended.
             k: items a user.
-            chunk: users scored at once.
+            chunk: users scored at once, at most; fewer where memory is short.
 
         Returns:
             Columns of the matrix (users, k), best first, and their scores, which are -inf where a user has fewer new items.
@@ -65,12 +67,13 @@ class Recommender(ABC):
             InputError: before `fit`, or for another number of items.
         """
         check_count("k", k)
+        check_count("chunk", chunk)
         rows = user_rows(histories)
         self._check_fitted(rows)
         require(k <= self.items, f"k must be at most {self.items}, the number of items, got {k}.")
         best = []
         with torch.no_grad():
-            for users in torch.arange(len(rows)).split(check_count("chunk", chunk)):
+            for users in torch.arange(len(rows)).split(memory.chunk(BYTES_A_SCORE * self.items, most=chunk)):
                 some = rows.take(users) if isinstance(rows, SparseRows) else rows[users]
                 scores = self(some).masked_fill(matrix(some).to_dense() > 0, -torch.inf)
                 best.append(scores.topk(k, dim=1))

@@ -25,6 +25,7 @@ _SCORING = (
     "protocol",
     "baselines",
     "out",
+    "memory",
 )  # options that do not change what is distilled
 
 # For each kind of data: the function that condenses it, and the one that finds it.
@@ -50,35 +51,36 @@ def condense(kind: str, arguments: Sequence[str]) -> None:
     check_device(options.get("device"))
     folder = Path(options["out"])
 
-    from datastill import artifact, processes
+    from datastill import artifact, memory, processes
     from datastill.evaluation import baseline_methods, evaluate
 
-    baselines = _baselines(options["baselines"])
-    baseline_methods(baselines)  # a wrong name is said before the work, not after
-    found = source(**{name: options[name] for name in from_source}, **_seed(source, options))
-    chosen = {name: options[name] for name in from_function}
-    job = function.job(**found, **chosen, out=folder, progress=not options["quiet"])
-    if options["protocol"] is not None:
-        job.modality.published_protocol(options["protocol"])
-    if job.modality.scope():
-        print(f"Scope: {job.modality.scope()}.")
-    result = job.run()
-    if processes.is_main():
-        _write_settings(folder, kind, options)
-    evaluation = None
-    if options["seeds"] > 0:
-        evaluation = evaluate(
-            result,
-            seeds=options["seeds"],
-            learners=_listed(options["learners"]),
-            baselines=baselines,
-            protocol=options["protocol"],
-            progress=not options["quiet"] and processes.is_main(),
-        )
-        print(evaluation.table())
-    if processes.is_main():
-        stored = artifact.save(result, folder / artifact.RUN_SUBFOLDER, evaluation=evaluation)
-        _finish(folder, stored)
+    with memory.limit(options["memory"]):
+        baselines = _baselines(options["baselines"])
+        baseline_methods(baselines)  # a wrong name is said before the work, not after
+        found = source(**{name: options[name] for name in from_source}, **_seed(source, options))
+        chosen = {name: options[name] for name in from_function}
+        job = function.job(**found, **chosen, out=folder, progress=not options["quiet"])
+        if options["protocol"] is not None:
+            job.modality.published_protocol(options["protocol"])
+        if job.modality.scope():
+            print(f"Scope: {job.modality.scope()}.")
+        result = job.run()
+        if processes.is_main():
+            _write_settings(folder, kind, options)
+        evaluation = None
+        if options["seeds"] > 0:
+            evaluation = evaluate(
+                result,
+                seeds=options["seeds"],
+                learners=_listed(options["learners"]),
+                baselines=baselines,
+                protocol=options["protocol"],
+                progress=not options["quiet"] and processes.is_main(),
+            )
+            print(evaluation.table())
+        if processes.is_main():
+            stored = artifact.save(result, folder / artifact.RUN_SUBFOLDER, evaluation=evaluation)
+            _finish(folder, stored)
 
 
 def evaluate_run(arguments: Sequence[str]) -> None:

@@ -14,6 +14,7 @@ from typing import Any, Literal, Self
 import torch
 from torch import Tensor
 
+from datastill import memory
 from datastill.backbones.base import Learner
 from datastill.backbones.graph import GCN, SGC, NodeMLP
 from datastill.backbones.graph_layers import LAYERED, LayeredGNN
@@ -34,11 +35,11 @@ from datastill.modalities.graph_teacher import teach
 from datastill.rng import fork, generator, isolated
 
 ADJACENCIES = ("none", "learned", "bernoulli")
-_CHUNK = 16384  # held-out nodes scored at a time
+_CHUNK = 16384  # held-out nodes scored at a time, at most
 _EDGE_LOGIT = (
     4.0  # of edges that a learned Bernoulli structure starts with; of others minus that, so that few are drawn
 )
-_KEPT = 2**26  # numbers in the features of held-out nodes whose batches are kept
+_KEPT = 2**28  # bytes in the features of held-out nodes whose batches are kept, at most
 _SPARSE_START = 0.05  # share of random edges in a learned Bernoulli structure that does not start from real nodes
 
 
@@ -188,17 +189,22 @@ class GraphModality(ClassificationModality):
         return self._batch("train", torch.cat(chosen), classes)
 
     def held_out(self, split: Split) -> Iterable[Batch]:
-        """Nodes of a held-out part, 16384 at a time."""
+        """Nodes of a held-out part, 16384 at a time, or as many as a learner's features of them fit into memory."""
         nodes = self._parts[split].parts[split]
         if len(nodes) == 0:
             raise InputError(f"This graph has no {split} nodes: give data a mask or split that has some.")
-        batches = (self._batch(split, chunk, self._parts[split].labels) for chunk in nodes.split(_CHUNK))
-        if len(nodes) * self.graph.features.shape[1] > _KEPT:
-            yield from batches
+        if split in self._held:
+            yield from self._held[split]
             return
-        if split not in self._held:  # a training scores them dozens of times, and they remember what they receive
+        width, bytes_each = self.graph.features.shape[1], self.dtype.itemsize
+        size = memory.chunk(2 * bytes_each * (width + self.hidden), self.device, most=_CHUNK)
+        batches = (self._batch(split, chunk, self._parts[split].labels) for chunk in nodes.split(size))
+        if memory.fits(bytes_each * width * len(nodes), self.device, most=_KEPT):
+            # A training scores them dozens of times, and they remember what they receive.
             self._held[split] = list(batches)
-        yield from self._held[split]
+            yield from self._held[split]
+        else:
+            yield from batches
 
     def fingerprint(self) -> str:
         """A sha256 hex digest of the features, edges, labels and parts."""

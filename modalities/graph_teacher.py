@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from datastill import memory
 from datastill.backbones.infinite import InfiniteReLU
 from datastill.backbones.nodes import Nodes
 from datastill.backbones.ridge import ridge_solve
@@ -14,7 +15,7 @@ HOPS = (0, 1, 2, 3, 4, 6)
 RIDGES = (1e-2, 1e-1, 0.3, 1.0)
 CAP = 4000  # labelled nodes that the teacher learns from, and on which it is validated: its cost is cubic in them
 CHOOSING = 1500  # labelled nodes that it learns from while its receptive field and its ridge are chosen
-_CHUNK = 512  # nodes that it teaches at a time, with their kernel in the processor's cache
+_CHUNK = 512  # nodes that it teaches at a time, at most, with their kernel in the processor's cache
 
 
 @torch.no_grad()
@@ -44,7 +45,9 @@ def teach(view: Nodes, labels: Tensor, train: Tensor, validation: Tensor, rng: t
     taught = labels.clone()
     pupil = torch.ones(len(labels), dtype=torch.bool)
     pupil[train] = False
-    for nodes in pupil.nonzero().squeeze(1).split(_CHUNK):
+    # Features as found and as scaled, and some matrices on the way to the kernel.
+    bytes_each = known.element_size() * (2 * known.shape[1] + 8 * len(known))
+    for nodes in pupil.nonzero().squeeze(1).split(memory.chunk(bytes_each, known.device, most=_CHUNK)):
         rows = reached[nodes.to(reached.device)] / scale
         taught[nodes] = (kernel(rows, known) @ coefficients).argmax(1).cpu()
     return taught

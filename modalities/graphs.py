@@ -13,8 +13,9 @@ from typing import Any, ClassVar, Literal, Self
 import torch
 from torch import Tensor
 
+from datastill import memory
 from datastill.backbones.base import Learner, Predictor
-from datastill.backbones.batch import map_tensors
+from datastill.backbones.batch import map_tensors, tensors_of
 from datastill.backbones.chunks import parts_of
 from datastill.backbones.graph_batch import Graphs, Pool, owners_of
 from datastill.backbones.graphs import PooledGCN, ProfileMLP
@@ -37,7 +38,8 @@ from datastill.modalities.graphs_summary import GraphsSummary, RoundedGraphsSumm
 
 ADJACENCIES = ("none", "bernoulli")
 METRICS = ("accuracy", "roc_auc")
-_CHUNK = 1024  # held-out graphs scored at a time
+_CHUNK = 1024  # held-out graphs scored at a time, at most
+_KEPT = 2**30  # bytes of held-out graphs whose batches are kept, at most
 
 
 class GraphsModality(ClassificationModality):
@@ -150,11 +152,19 @@ class GraphsModality(ClassificationModality):
         return self._batch(torch.cat(chosen))
 
     def held_out(self, split: Split) -> Iterable[Batch]:
-        """The graphs of a held-out part, 1024 at a time."""
-        if split not in self._held:
-            chunks = self.parts[split].split(_CHUNK)
-            self._held[split] = [self._batch(chunk) for chunk in chunks]
-        return self._held[split]
+        """The graphs of a held-out part, 1024 at a time, or as many as fit into memory."""
+        if split in self._held:
+            yield from self._held[split]
+            return
+        everything = sum(tensor.numel() * tensor.element_size() for tensor in tensors_of(self._everything))
+        bytes_each = everything // len(self.graphs)
+        chunks = self.parts[split].split(memory.chunk(2 * bytes_each, self.device, most=_CHUNK))
+        batches = (self._batch(chunk) for chunk in chunks)
+        if memory.fits(bytes_each * len(self.parts[split]), self.device, most=_KEPT):
+            self._held[split] = list(batches)
+            yield from self._held[split]
+        else:
+            yield from batches
 
     def fingerprint(self) -> str:
         """A sha256 hex digest of the graphs, their labels and the split."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import TensorDataset
 
+from datastill import memory
 from datastill.backbones.base import Kernel, Learner
 from datastill.backbones.infinite_conv import convolutional_kernel, parse_kernel
 from datastill.backbones.kmeans import k_means
@@ -26,7 +28,7 @@ from datastill.modalities.image_data import LabelledImages, labelled_images, req
 from datastill.modalities.image_generators import Hallucinators
 from datastill.modalities.image_protocols import PUBLISHED, STRATEGIES
 from datastill.modalities.image_protocols import strategy as apply_strategy
-from datastill.modalities.image_scale import PixelScale
+from datastill.modalities.image_scale import PixelScale, blocks_of
 from datastill.modalities.image_storages import FITTED, OPTIONS, check_storage, make_storage
 from datastill.modalities.image_stored import StoredImages, decode_images
 from datastill.modalities.image_styles import StyleAdversary
@@ -35,7 +37,8 @@ from datastill.rng import fork, generator
 
 INITS = ("real", "noise", "kmeans")
 LABELS = ("hard", "learned", "signed")
-_CHUNK = 1024  # held-out images a batch
+_CHUNK = 1024  # held-out images a batch, at most
+_COPIES = 4  # of a batch in float32, on the way from images as stored to normalised ones
 _SLACK = 64  # bytes
 _CLUSTERED = 2000  # images of a class, at most, that k-means looks at
 
@@ -131,7 +134,8 @@ class ImageModality(ClassificationModality):
         if split not in self._held:
             raise InputError(f"There is no {split} set: give one to ImageModality with the {split} argument.")
         held = self._held[split]
-        for index in torch.arange(len(held)).split(_CHUNK):
+        size = memory.chunk(4 * _COPIES * math.prod(self.shape), most=_CHUNK)
+        for index in torch.arange(len(held)).split(size):
             yield self._batch(held.at(index)).to(self.device, self.dtype)
 
     def fingerprint(self) -> str:
@@ -139,7 +143,7 @@ class ImageModality(ClassificationModality):
         digest = hashlib.sha256(repr((self.shape, self.num_classes)).encode())
         for part in (self._train, self._held["validation"]):
             digest.update(f"{part.images.dtype}{len(part)}".encode())
-            for chunk in part.images.split(4096):
+            for chunk in blocks_of(part.images):
                 digest.update(chunk.numpy().tobytes())
             digest.update(part.labels.numpy().tobytes())
         return digest.hexdigest()

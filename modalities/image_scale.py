@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from datastill.errors import require
+
+_BLOCK = 2**22  # numbers, 32 MiB in float64, however large an image is
+
+
+def blocks_of(images: Tensor) -> Sequence[Tensor]:
+    """Images (n, channels, height, width) some at a time; always the same ones, so that sums of them are too."""
+    return images.split(max(1, _BLOCK // max(1, math.prod(images.shape[1:]))))
 
 
 @dataclass(frozen=True)
@@ -42,7 +51,7 @@ class PixelScale:
                     low >= 0 and high <= 255, f"value_range of uint8 images must lie between 0 and 255, got {valid!r}."
                 )
         sums, squares = torch.zeros(images.shape[1]).double(), torch.zeros(images.shape[1]).double()
-        for chunk in images.split(4096):  # so that a large uint8 dataset is never held in floating point
+        for chunk in blocks_of(images):  # so that a large uint8 dataset is never held in floating point
             unit = (chunk.double() - low) / (high - low)
             sums += unit.sum((0, 2, 3))
             squares += unit.square().sum((0, 2, 3))

@@ -67,7 +67,7 @@ class InteractionsModality(Modality):
         metric: by which summaries, ridges and moments are chosen: "hr@10", "ndcg@10", "hr@100" or "ndcg@100".
         ridges: ridges of the infinite-width autoencoder to choose from.
         width: hidden units of the finite autoencoder.
-        chunk: users scored at once; memory is about chunk * items * 20 bytes.
+        chunk: users scored at once, at most; fewer where 20 bytes for each of their items do not fit into memory.
         score_users: at most so many users with held-out items are scored: always the same random ones, of validation and test
             each. Nor do "kmeans" starts and `full`, the baseline of all data, take more users than that.
     """

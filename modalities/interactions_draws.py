@@ -15,7 +15,8 @@ from datastill.rng import fork
 BLOCK = 2**18
 """Numbers that are worked on at once: they stay in the cores' caches through all passes, and outweigh the calls."""
 KEPT = 2**30
-"""Bytes of noise that are kept for the backward pass."""
+"""Bytes of noise that are kept for the backward pass. What is kept is rounded first, which changes the numbers: so it does not
+depend on how much memory there is."""
 _SCALE = 2.0**-32 * (1 - 1e-7)
 _COLD = 1.0
 """Below this temperature noise and logits only fit the range of exp together, and with a draw's largest made 0."""

@@ -7,7 +7,9 @@ import scipy.sparse as sp
 import torch
 from torch import Tensor
 
-_CHUNK = 4096
+from datastill import memory
+
+_CHUNK = 4096  # users whose cosines with all centres are in memory together, at most
 _SMOOTHING = 0.1
 """Share of a row's mass that is spread over all items, so that every weight is positive."""
 
@@ -73,8 +75,9 @@ def _nearest(unit: sp.csr_matrix, centres: np.ndarray) -> tuple[np.ndarray, np.n
     """The centre of highest cosine for each row, and that cosine."""
     directions = (centres / np.linalg.norm(centres, axis=1, keepdims=True)).T
     found, fit = [], []
-    for start in range(0, unit.shape[0], _CHUNK):
-        cosines = unit[start : start + _CHUNK] @ directions
+    size = memory.chunk(directions.itemsize * directions.shape[1], most=_CHUNK)
+    for start in range(0, unit.shape[0], size):
+        cosines = unit[start : start + size] @ directions
         found.append(cosines.argmax(1))
         fit.append(cosines.max(1))
     return np.concatenate(found), np.concatenate(fit)

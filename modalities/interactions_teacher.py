@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from datastill.backbones.ranking import Holdout
+from datastill import memory
+from datastill.backbones.ranking import BYTES_A_SCORE, Holdout
 from datastill.backbones.recommender import SparseRows
 from datastill.backbones.recommenders import EASE
 from datastill.errors import unknown_name
@@ -21,9 +22,11 @@ LARGEST = 10_000
 SHARPNESS = 5.0
 """By which a teacher's scores, and predictions that are to be like them, are multiplied to be logits."""
 _KEPT = 2**30
-"""Bytes of targets that are computed once for all users; above, a user's are computed when they are drawn."""
+"""Bytes of targets, at most, that are computed once for all users; above, a user's are computed when they are drawn."""
+_CHUNK = 1024
+"""Users whose targets are computed at a time, at most."""
 _BLOCK = 2**18
-"""Outputs whose loss is computed at once, so that they stay in the processor's cache."""
+"""Outputs whose loss is computed at once, however many items a user has: a MiB, which stays in the processor's cache."""
 _FAINT = -40.0
 """Logits that far below a user's largest count as that far below. Beside 1 that is nothing, and what is less leads to numbers
 so small that arithmetic with them is a hundred times slower."""
@@ -120,8 +123,10 @@ class Teacher:
         seen = self._train.take(index)
         if self._model is None:
             self._model = EASE().fit(self._train, self._validate)
-            if len(self._train) * self._train.width * 8 <= _KEPT:
-                parts = [self._teach(self._train.take(some)) for some in torch.arange(len(self._train)).split(1024)]
+            count, width = len(self._train), self._train.width
+            if memory.fits(count * width * 8, most=_KEPT):
+                chunks = torch.arange(count).split(memory.chunk(BYTES_A_SCORE * width, most=_CHUNK))
+                parts = [self._teach(self._train.take(some)) for some in chunks]
                 self._all = torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
         scores, shares = self._teach(seen) if self._all is None else (part[index] for part in self._all)
         return Taught(scores, shares, seen)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from datastill import memory
 from datastill.backbones.base import Learner
 from datastill.backbones.text import MeanPool, TextCNN, Tokens, mean_pool
 from datastill.backbones.training import Protocol
@@ -30,7 +31,8 @@ __all__ = ["Embeddings", "TextDataset", "TextModality", "TextSummary", "Tokens"]
 MAX_LENGTH_CAP = 64
 _LENGTH_QUANTILE = 0.95
 _VALIDATION_SHARE = 0.1
-_CHUNK = 1024
+_CHUNK = 1024  # sentences whose vectors are gathered at a time, at most
+_KEPT = 2**30  # bytes of held-out vectors that are kept, at most
 _NOISE_SAMPLE = 20_000
 _INITS = ("real", "central", "noise")
 
@@ -115,7 +117,8 @@ class TextModality(ClassificationModality):
             for split, (split_texts, split_ids) in held.items()
         }
         self._members = [(ids == group).nonzero().squeeze(1) for group in range(len(self.classes))]
-        self._pooled = torch.cat([mean_pool(self._tokens(part)) for part in torch.arange(len(ids)).split(_CHUNK)])
+        parts = torch.arange(len(ids)).split(self._at_once(self.embeddings.vectors.dtype))
+        self._pooled = torch.cat([mean_pool(self._tokens(part)) for part in parts])
         power = self._pooled.square().mean().sqrt().item()
         self._pool_scale = 1.0 / power if power > 0 else 1.0
         self._moved: dict[Split, list[Batch]] = {}
@@ -143,13 +146,18 @@ class TextModality(ClassificationModality):
     def held_out(self, split: Split) -> Iterator[Batch]:
         if split not in self._held:
             raise InputError("This text modality has no test texts; give them as test=(texts, labels).")
-        if split not in self._moved:
-            rows, mask, ids = self._held[split]
-            vectors = self.embeddings.vectors
-            parts = torch.arange(len(ids)).split(_CHUNK)
-            batches = [Batch(Tokens(vectors[rows[p]], mask[p]), ids[p], ids[p]) for p in parts]
-            self._moved[split] = [batch.to(self.device, self.dtype) for batch in batches]
-        yield from self._moved[split]
+        if split in self._moved:
+            yield from self._moved[split]
+            return
+        rows, mask, ids = self._held[split]
+        vectors = self.embeddings.vectors
+        parts = torch.arange(len(ids)).split(self._at_once(self.dtype))
+        made = (Batch(Tokens(vectors[rows[p]], mask[p]), ids[p], ids[p]).to(self.device, self.dtype) for p in parts)
+        if memory.fits(self.dtype.itemsize * rows.numel() * self.embeddings.width, self.device, most=_KEPT):
+            self._moved[split] = list(made)
+            yield from self._moved[split]
+        else:
+            yield from made
 
     def fingerprint(self) -> str:
         """Digest of the training and validation texts, their labels, and the name of the embeddings."""
@@ -279,6 +287,10 @@ class TextModality(ClassificationModality):
 
     def _padded(self, rows: list[list[int]]) -> tuple[Tensor, Tensor]:
         return _pad([torch.tensor(row[: self.max_length], dtype=torch.int64) for row in rows])
+
+    def _at_once(self, dtype: torch.dtype) -> int:
+        """Sentences whose vectors are gathered at a time: they are there twice, as found and as moved or masked."""
+        return memory.chunk(2 * dtype.itemsize * self.max_length * self.embeddings.width, most=_CHUNK)
 
     def _tokens(self, index: Tensor) -> Tokens:
         return Tokens(self.embeddings.vectors[self._rows[index]], self._mask[index])

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from datastill import memory
 from datastill.errors import check_count
 
 
@@ -15,14 +16,15 @@ def nearest_rows(
 ) -> tuple[Tensor, Tensor]:
     """The `count` allowed rows of a table that are most alike to each query, best first; ties go to the lower row.
 
-    The table is read in chunks, so memory grows with `queries * chunk`, not with the vocabulary.
+    The table is read in chunks, so memory grows with `queries * chunk`, not with the vocabulary; where
+    it is short, chunks are smaller.
 
     Args:
         queries: (n, d).
         vectors: (rows, d).
         allowed: (rows,) bool, at least `count` of them true.
         count: neighbours of each query.
-        chunk: rows compared at a time.
+        chunk: rows compared at a time, at most.
 
     Returns:
         Cosines (n, count) and row ids (n, count) int64. A zero vector has cosine 0 with everything.
@@ -33,7 +35,9 @@ def nearest_rows(
     queries = F.normalize(queries, dim=1)
     best = queries.new_full((len(queries), 0), 0.0)
     rows = torch.zeros(len(queries), 0, dtype=torch.int64, device=queries.device)
-    for part in candidates.split(chunk):
+    # A cosine, a row id and a place in the order, each of them twice; and the rows themselves, as found and normalised.
+    each = 2 * (len(queries) * (queries.element_size() + 16) + vectors.shape[1] * queries.element_size())
+    for part in candidates.split(memory.chunk(each, queries.device, most=chunk)):
         part = part.to(queries.device)
         cosine = queries @ F.normalize(vectors[part.to(vectors.device)].to(queries), dim=1).T
         best = torch.cat([best, cosine], dim=1)

@@ -24,7 +24,9 @@ from datastill.objectives.teachers import Teachers, in_chunks
 from datastill.rng import fork, generator
 
 VECTORS = "vectors"
-_DENSE = 2**27  # numbers in a dense matrix of features; sparse vectors that would take more are projected
+# Numbers in a dense matrix of features; sparse vectors that would take more are projected. That changes what is chosen, so it
+# does not depend on how much memory there is.
+_DENSE = 2**27
 _PROJECTED = 512  # dimensions of the projection (Johnson & Lindenstrauss 1984), which keeps distances to a few percent
 
 

@@ -14,7 +14,10 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from datastill import memory
 from datastill.backbones.base import FeatureKernel, Kernel, Learner
+from datastill.backbones.batch import Batch
+from datastill.backbones.chunks import activations
 from datastill.backbones.ridge import ridge_solve
 from datastill.errors import InputError, check_count, require, unknown_name
 from datastill.modalities.base import Modality, Summary
@@ -23,7 +26,7 @@ from datastill.objectives.label_solve import NormalEquations
 from datastill.processes import portion
 from datastill.rng import fork, generator
 
-_CHUNK = 1024  # real points that are compared at once where labels are solved
+_CHUNK = 1024  # real points that are compared at once where labels are solved, at most
 
 
 @dataclass
@@ -184,9 +187,20 @@ class KernelRidge(Objective):
         real = self.modality.real(self.solve_size, rng=rng)
         with torch.no_grad():
             kernel, inputs = self._draw_kernel(rng), self.summary().detach().inputs
-            parts = (real.take(rows) for rows in torch.arange(len(real), device=real.groups.device).split(_CHUNK))
+            device = real.groups.device
+            size = memory.chunk(self._bytes_of_a_real_point(kernel, real), device, most=_CHUNK)
+            parts = (real.take(rows) for rows in torch.arange(len(real), device=device).split(size))
             crosses = ((kernel(part.inputs, inputs), self.modality.encode(part.targets)) for part in parts)
             self.summary.relabel_(self._solved(kernel(inputs, inputs), crosses, self.current_ridge()))
+
+    def _bytes_of_a_real_point(self, kernel: Kernel, real: Batch) -> int:
+        """Bytes that a row of K_ts takes where labels are solved, with what is on the way to it and its encoded target."""
+        one = real.take(torch.zeros(1, dtype=torch.int64, device=real.groups.device))
+        width, size = self.summary.num_points, self.modality.dtype.itemsize
+        found = (8 * size + 2 * 8) * width + (size + 8) * self.modality.encode(one.targets).shape[1]
+        if isinstance(kernel, FeatureKernel):  # one learner after the other
+            found += 2 * max(activations(learner, one.inputs)[1] for learner in kernel.learners)
+        return found + input_bytes(self.modality, 1)
 
     @torch.no_grad()
     def _solved(self, gram: Tensor, crosses: Iterable[tuple[Tensor, Tensor]], ridge: float) -> Tensor:

@@ -35,10 +35,11 @@ def images(each: int = 100) -> ImageModality:
 
 
 @pytest.mark.parametrize(
-    ("text", "count"), [("4GiB", 2**32), ("800 MB", 8 * 10**8), ("1e9", 10**9), ("17", 17), ("1.5kib", 1536), ("2B", 2)]
+    ("given", "count"),
+    [("4GiB", 2**32), ("800 MB", 8 * 10**8), ("1e9", 10**9), ("17", 17), ("1.5kib", 1536), ("2B", 2), (4096, 4096)],
 )
-def test_bytes_in_words(text: str, count: int) -> None:
-    assert memory.parse_bytes(text) == count
+def test_bytes_in_words(given: int | str, count: int) -> None:
+    assert memory.parse_bytes(given, "memory") == count
 
 
 @pytest.mark.parametrize("text", ["much", "-1GB", "0", "4 GiBs", "1.2.3", "GB"])

@@ -14,7 +14,7 @@ from typing import Any, Generic, ParamSpec, Protocol, TypeVar, cast, get_args
 
 import torch
 
-from datastill import processes
+from datastill import memory, processes
 from datastill.condense.estimate import estimate_memory
 from datastill.errors import check_count, check_device, require
 from datastill.loop import Callback, Event, Result, distill
@@ -204,17 +204,20 @@ def choose_points(
 class Job(Generic[T]):
     """A distillation that is ready to run: the data read and checked, the budget shared out, the recipe chosen.
 
-    `T` is the type of the dataset that comes out. Attributes and `options` are the arguments of `run_recipe`.
+    `T` is the type of the dataset that comes out. Attributes and `options` are the arguments of `run_recipe`; `memory` is what
+    `datastill.memory.limit` takes.
     """
 
     modality: Modality
     counts: Sequence[int]
     recipe: Recipe
     options: dict[str, Any]
+    memory: int | str | None = None
 
     def run(self) -> Result:
         """Distil, and give the summary with its history."""
-        return run_recipe(self.modality, self.counts, self.recipe, **self.options)
+        with memory.limit(self.memory):
+            return run_recipe(self.modality, self.counts, self.recipe, **self.options)
 
 
 class Condense(Protocol[P, T_co]):
@@ -239,11 +242,15 @@ def condenser(prepare: Callable[P, Job[T]]) -> Condense[P, T]:
         check_device(given.get("device"))
         if given.get("steps") is not None:
             check_count("steps", given["steps"])
-        return prepare(*args, **kwargs)
+        bytes_given = given.get("memory")
+        with memory.limit(bytes_given):
+            return dataclasses.replace(prepare(*args, **kwargs), memory=bytes_given)
 
     @functools.wraps(prepare)
     def condense(*args: P.args, **kwargs: P.kwargs) -> T:
-        exported: T = job(*args, **kwargs).run().export()
+        made = job(*args, **kwargs)
+        with memory.limit(made.memory):
+            exported: T = made.run().export()
         return exported
 
     (dataset,) = get_args(signature.return_annotation)  # what `help` has to show is what a call gives

@@ -40,6 +40,7 @@ def condense_graph(
     steps: int | None = None,
     out: str | Path | None = None,
     device: str | torch.device | None = None,
+    memory: int | str | None = None,
     progress: bool = True,
 ) -> Job[Any]:
     """Distil a graph whose nodes have classes into a small one on which any graph network trains almost as well.
@@ -76,6 +77,8 @@ def condense_graph(
         out: run folder for the artifact, the metrics and checkpoints from which a killed run goes on. None writes
             nothing.
         device: where to compute; None is the CPU.
+        memory: bytes that the run may use, such as "4GiB": chunks are made to fit, which changes numbers by rounding alone. None
+            is the environment variable DATASTILL_MEMORY, or what is free.
         progress: whether a progress bar is shown on stderr.
 
     Returns:

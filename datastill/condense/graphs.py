@@ -34,6 +34,7 @@ def condense_graphs(
     steps: int | None = None,
     out: str | Path | None = None,
     device: str | torch.device | None = None,
+    memory: int | str | None = None,
     progress: bool = True,
 ) -> Job[list[Any]]:
     """Distil labelled graphs into `per_class` small graphs of each class, on which a graph network trains almost as well.
@@ -60,6 +61,8 @@ def condense_graphs(
         steps: outer steps, in place of the recipe's.
         out: run folder for the artifact, the metrics and checkpoints from which a killed run goes on. None writes nothing.
         device: where to compute; None is the CPU.
+        memory: bytes that the run may use, such as "4GiB": chunks are made to fit, which changes numbers by rounding alone. None
+            is the environment variable DATASTILL_MEMORY, or what is free.
         progress: whether a progress bar is shown on stderr.
 
     Returns:

@@ -45,6 +45,7 @@ def condense_interactions(
     steps: int | None = None,
     out: str | Path | None = None,
     device: str | torch.device | None = None,
+    memory: int | str | None = None,
     progress: bool = True,
 ) -> Job[Interactions]:
     """Distil a log of user-item interactions into rows of a few synthetic users, on which a recommender trains almost as well.
@@ -80,6 +81,8 @@ def condense_interactions(
         steps: outer steps, in place of the recipe's.
         out: run folder for the artifact, the metrics and checkpoints from which a killed run goes on. None writes nothing.
         device: where to compute; None is the CPU.
+        memory: bytes that the run may use, such as "4GiB": chunks are made to fit, which changes numbers by rounding alone. None
+            is the environment variable DATASTILL_MEMORY, or what is free.
         progress: whether a progress bar is shown on stderr.
 
     Returns:

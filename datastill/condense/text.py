@@ -31,6 +31,7 @@ def condense_text(
     steps: int | None = None,
     out: str | Path | None = None,
     device: str | torch.device | None = None,
+    memory: int | str | None = None,
     progress: bool = True,
 ) -> Job[TextDataset]:
     """Distil labelled texts into `per_class` readable texts of each class, on which a classifier trains almost as well.
@@ -53,6 +54,8 @@ def condense_text(
         steps: outer steps, in place of the recipe's.
         out: run folder for the artifact, the metrics and checkpoints from which a killed run goes on. None writes nothing.
         device: where to compute; None is the CPU.
+        memory: bytes that the run may use, such as "4GiB": chunks are made to fit, which changes numbers by rounding alone. None
+            is the environment variable DATASTILL_MEMORY, or what is free.
         progress: whether a progress bar is shown on stderr.
 
     Returns:
