@@ -48,7 +48,9 @@ class ConvNet(Learner):
         norm: see `make_norm`.
         pool: "avg", "max" or "none", at the end of a block.
         activation: "relu", "leaky" (slope 0.01), "sigmoid" or "swish".
-        double: whether each block has twice the filters of the one before, as FRePo's network (arXiv 2206.00719).
+        frepo: whether it is FRePo's variant (arXiv 2206.00719, appendix): each block has twice the filters of the one before;
+            blocks but the first begin with their norm, so that features are not normalised; the statistics of "batch" follow
+            training nearly at once; weights begin by LeCun's rule, biases at zero.
     """
 
     def __init__(
@@ -61,7 +63,7 @@ class ConvNet(Learner):
         norm: Norm = "instance",
         pool: Literal["avg", "max", "none"] = "avg",
         activation: str = "relu",
-        double: bool = False,
+        frepo: bool = False,
     ) -> None:
         super().__init__()
         for name, value in (
@@ -89,19 +91,19 @@ class ConvNet(Learner):
             )
             # Rounding sizes up keeps the last row and column of odd sizes: 28 -> 14 -> 7 -> 4, as many features as 32
             # gives.
-            blocks.append(
-                Block(
-                    Conv3x3(fan_in, width),
-                    make_norm(norm, width),
-                    ACTIVATIONS[activation](),
-                    _POOLS[pool](),
-                )
-            )
-            fan_in, width = width, width * (1 + double)
+            if frepo:
+                first = make_norm(norm, fan_in, momentum=_FAST) if level else nn.Identity()
+                parts = [first, Conv3x3(fan_in, width)]
+            else:
+                parts = [Conv3x3(fan_in, width), make_norm(norm, width)]
+            blocks.append(Block(*parts, ACTIVATIONS[activation](), _POOLS[pool]()))
+            fan_in, width = width, width * (2 if frepo else 1)
             if pool != "none":
                 rows, columns = -(-rows // 2), -(-columns // 2)
         self.blocks = nn.ModuleList(blocks)
         self.head = nn.Linear(fan_in * rows * columns, outputs)
+        if frepo:
+            self.apply(_begin_by_lecun)
 
     def layers(self, inputs: Tensor) -> list[Tensor]:
         """Feature maps (n, width, h, w) after each block, for images (n, channels, height, width)."""
@@ -142,17 +144,27 @@ class ConvNet(Learner):
         return [torch.stack(parts) for parts in zip(*found)]
 
 
-def make_norm(norm: Norm, width: int) -> nn.Module:
+def make_norm(norm: Norm, width: int, *, momentum: float = 0.1) -> nn.Module:
     """The normalisation of `width` feature maps, with a learned scale and shift for each.
 
     "instance" is by map, "group" by up to 32 groups of maps, "layer" by all maps of a point, "batch" by map over all points of a
-    batch: it has statistics that follow training, and in eval mode uses them, which at the start is no normalisation.
+    batch: it has statistics that follow training, by a share of `momentum` at each batch, and in eval mode uses them, which at
+    the start is no normalisation.
     """
     if norm == "batch":
-        return nn.BatchNorm2d(width)
+        return nn.BatchNorm2d(width, momentum=momentum)
     if norm == "none":
         return nn.Identity()
     return nn.GroupNorm({"instance": width, "group": math.gcd(32, width), "layer": 1}[norm], width)
+
+
+def _begin_by_lecun(module: nn.Module) -> None:
+    """Weights of variance 1 / fan-in from a normal cut at two deviations, biases of zero (LeCun et al. 1998), in place."""
+    if isinstance(module, nn.Conv2d | nn.Linear):
+        assert module.bias is not None
+        deviation = module.weight[0].numel() ** -0.5 / _CUT
+        nn.init.trunc_normal_(module.weight, std=deviation, a=-2 * deviation, b=2 * deviation)
+        nn.init.zeros_(module.bias)
 
 
 def erases_pixels(norm: Norm, width: int) -> bool:
@@ -160,6 +172,8 @@ def erases_pixels(norm: Norm, width: int) -> bool:
     return norm == "instance" or (norm == "group" and 32 % width == 0)
 
 
+_FAST = 0.9  # of the newest batch in running statistics
+_CUT = 0.87962566103423978  # deviation of a standard normal that is cut at two deviations
 _POOLS: dict[str, Callable[[], nn.Module]] = {
     "avg": HalvingMean,
     "max": lambda: nn.MaxPool2d(2, ceil_mode=True),

@@ -42,7 +42,7 @@ _WORDS: dict[str, dict[str, dict[str, Any]]] = {
         "maxpool": {"pool": "max"},
         "nopool": {"pool": "none"},
         **{word: {"activation": word} for word in ACTIVATIONS},
-        "double": {"double": True},
+        "frepo": {"frepo": True},
     },
     "mlp": {},
     "lenet": {},
@@ -56,7 +56,7 @@ _SIZED = ("convnet", "mlp")  # whose names may hold a depth and a width
 def parse_name(name: str) -> tuple[str, dict[str, Any]] | None:
     """Network and options of a name such as "convnet-d3-w128-instance-avgpool-relu", in any order; None if it is none.
 
-    "convnet" takes d (depth), w (width), a norm, a pool ("avgpool", "maxpool", "nopool"), an activation and "double";
+    "convnet" takes d (depth), w (width), a norm, a pool ("avgpool", "maxpool", "nopool"), an activation and "frepo";
     "mlp" takes d and w; "vgg11" and "resnet18" take a norm: instance, group, layer, batch (or in, gn, ln, bn) or none.
     """
     network, *words = name.split("-")

@@ -76,7 +76,7 @@ PUBLISHED: dict[str, Published] = {
     ),
     "frepo": Published(
         paper="Zhou, Nezhadarya & Ba, NeurIPS 2022, arXiv 2206.00719",
-        learner="convnet-w128-double-none",
+        learner="convnet-w128-frepo-none",
         training=Protocol(lr=3e-4, warmup=500, floor=0.01, batch_size=500, loss="squared", augment="frepo"),
         steps_by_points=(
             (10, 1000),
@@ -89,7 +89,7 @@ PUBLISHED: dict[str, Published] = {
         ),
         unit_scale_classes=10,
         selection="best of the evaluations during distillation, by test accuracy",
-        differs="colours vary as in DSA; weights begin by PyTorch's rule, there by LeCun's",
+        differs="colours vary as in DSA",
     ),
     "kip": Published(
         paper="Nguyen et al., NeurIPS 2021, arXiv 2107.13034",

@@ -26,7 +26,7 @@ CIFAR, MNIST = (3, 32, 32), (1, 28, 28)
         ("resnet18", CIFAR, 11_173_962),
         ("resnet18-bn", CIFAR, 11_173_962),
         # FRePo: 128, 256 and 512 filters of 3x3, and 8192 features.
-        ("convnet-w128-double-none", CIFAR, 27 * 128 + 128 + 1152 * 256 + 256 + 2304 * 512 + 512 + 81_930),
+        ("convnet-w128-frepo-none", CIFAR, 27 * 128 + 128 + 1152 * 256 + 256 + 2304 * 512 + 512 + 81_930),
     ],
 )
 def test_published_sizes(name: str, shape: tuple[int, int, int], parameters: int) -> None:
@@ -65,6 +65,28 @@ def test_norms_are_what_they_say(name: str, norm: str) -> None:
         groups = [part for part in net.modules() if isinstance(part, torch.nn.GroupNorm)]
         assert groups
         assert all(part.num_groups == (1 if norm == "ln" else min(32, part.num_channels)) for part in groups)
+
+
+def test_the_network_of_frepo() -> None:
+    with isolated(0):
+        net = build_network("convnet-w16-frepo-batch", CIFAR, 10)
+    kinds = [[type(part).__name__ for part in block] for block in net.blocks]
+    assert kinds == [["Identity", "Conv3x3", "ReLU", "HalvingMean"]] + 2 * [
+        ["BatchNorm2d", "Conv3x3", "ReLU", "HalvingMean"]
+    ]
+    widths = [part.out_channels for part in net.modules() if isinstance(part, torch.nn.Conv2d)]
+    assert widths == [16, 32, 64]
+    for part in net.modules():  # LeCun's rule: variance 1 / fan-in, nothing beyond two deviations of the uncut normal
+        if isinstance(part, torch.nn.Conv2d | torch.nn.Linear):
+            fan_in = part.weight[0].numel()
+            assert float(part.weight.detach().square().mean() * fan_in) == pytest.approx(1, abs=0.1)
+            assert float(part.weight.detach().abs().max()) <= 2 / 0.879 * fan_in**-0.5
+            assert not part.bias.any()
+    # Statistics follow at once: after one batch in training mode they are nine tenths of that batch's.
+    images = torch.rand(64, *CIFAR, generator=generator(0))
+    net.train()(images)
+    seen = net.blocks[0](images).detach().mean((0, 2, 3))
+    torch.testing.assert_close(net.blocks[1][0].running_mean, 0.9 * seen)
 
 
 def test_double_backward() -> None:
