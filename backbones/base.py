@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from datastill.backbones.batch import Batch, Inputs, take
 from datastill.backbones.losses import Loss, slopes_of
+from datastill.backbones.precision import Precision, convolved_in
 from datastill.backbones.ridge import ridge_solve
 from datastill.backbones.steps import stepper
 
@@ -193,6 +194,10 @@ class Kernel(ABC):
     def __call__(self, a: Inputs, b: Inputs) -> Tensor:
         """The Gram matrix (n_a, n_b), differentiable in both."""
 
+    def both(self, real: Inputs, ours: Inputs) -> tuple[Tensor, Tensor]:
+        """The Gram matrices of `ours` with itself, (n, n), and of `real` with `ours`, (m, n)."""
+        return self(ours, ours), self(real, ours)
+
     def kept(self, pairs: int, device: torch.device) -> int:
         """About how many numbers are in memory for Gram matrices of so many pairs in all, and for their gradient."""
         return 8 * pairs
@@ -219,16 +224,38 @@ class FeatureKernel(Kernel):
     """The NNGP of networks whose last layer is random and whose other layers are these learners (RFAD, arXiv 2210.12067).
 
     K = weight_variance * F F^T / width + bias_variance, with F the learners' features side by side.
+
+    Args:
+        learners: at least one, whose parameters need no gradients.
+        weight_variance: of the last layer, times its width.
+        bias_variance: of the last layer.
+        real_precision: "full", or "bfloat16", in which `both` multiplies the convolutions of real points.
     """
 
-    def __init__(self, learners: Sequence[Learner], weight_variance: float = 2.0, bias_variance: float = 0.01) -> None:
+    def __init__(
+        self,
+        learners: Sequence[Learner],
+        weight_variance: float = 2.0,
+        bias_variance: float = 0.01,
+        real_precision: Precision = "full",
+    ) -> None:
         self.learners = learners
         self.weight_variance = weight_variance
         self.bias_variance = bias_variance
+        self.real_precision = real_precision
 
     def __call__(self, a: Inputs, b: Inputs) -> Tensor:
         left = self._features(a)
-        right = left if a is b else self._features(b)
+        return self._products(left, left if a is b else self._features(b))
+
+    def both(self, real: Inputs, ours: Inputs) -> tuple[Tensor, Tensor]:
+        """As every kernel's, with the features of `ours` made once, and without gradients with respect to `real`."""
+        mine = self._features(ours)
+        with torch.no_grad(), convolved_in(self.real_precision):
+            theirs = self._features(real)
+        return self._products(mine, mine), self._products(theirs, mine)
+
+    def _products(self, left: Tensor, right: Tensor) -> Tensor:
         return self.weight_variance / left.shape[1] * left @ right.T + self.bias_variance
 
     def _features(self, inputs: Inputs) -> Tensor:

@@ -18,6 +18,7 @@ from datastill import memory
 from datastill.backbones.base import FeatureKernel, Kernel, Learner
 from datastill.backbones.batch import Batch
 from datastill.backbones.chunks import activations
+from datastill.backbones.precision import Precision, check_precision
 from datastill.backbones.ridge import ridge_solve
 from datastill.errors import InputError, check_count, require, unknown_name
 from datastill.modalities.base import Modality, Summary
@@ -47,6 +48,8 @@ class KernelRidge(Objective):
         real_limit: most real points of a step, all groups together: of more, each step draws a sample stratified by group.
         synthetic_limit: most synthetic points of a step: of more, each step trains on a stratified sample of them, KIP's support
             batches, because its cost is cubic in them. None sets no limit, here and above.
+        real_precision: "full", or "bfloat16", in which the convolutions of real points are then multiplied, for "features": much
+            faster where the hardware does that natively.
         augment: whether real and synthetic points get the same random augmentation.
         solve_labels: whether the summary's learned labels are not optimised by gradients but solved, KIP's label solve: those
             with which the regression has the least squared error, at each step on its real batch, and whenever the summary is
@@ -69,6 +72,7 @@ class KernelRidge(Objective):
     real_size: int | None = 500
     real_limit: int | None = 8192
     synthetic_limit: int | None = 2048
+    real_precision: Precision = "full"
     augment: bool = False
     solve_labels: bool = False
     solve_size: int | None = 1000
@@ -80,6 +84,7 @@ class KernelRidge(Objective):
     name: ClassVar[str] = "kernel-ridge"
 
     def __post_init__(self) -> None:
+        check_precision("real_precision", self.real_precision)
         check_count("learners", self.learners)
         check_count("anneal", self.anneal)
         if isinstance(self.ridge, int | float):
@@ -104,6 +109,10 @@ class KernelRidge(Objective):
         require(
             not (self.solve_labels and self.platt),
             "solve_labels minimises the squared error: leave platt out.",
+        )
+        require(
+            self.real_precision == "full" or self.kernel == "features",
+            "real_precision is of networks that convolve: leave it out for a kernel that is not 'features'.",
         )
         require(
             self.retune is None or self.kernel != "features",
@@ -159,7 +168,7 @@ class KernelRidge(Objective):
         if self.augment:
             seed = fork(rng) % 2**31
             real, synthetic = self.modality.augment(real, seed), self.modality.augment(synthetic, seed)
-        gram, cross = kernel(synthetic.inputs, synthetic.inputs), kernel(real.inputs, synthetic.inputs)
+        gram, cross = kernel.both(real.inputs, synthetic.inputs)
         ridge = self.current_ridge()
         targets = synthetic.targets
         if self.solve_labels:
@@ -231,7 +240,7 @@ class KernelRidge(Objective):
         if self.draw == "gaussian":
             for net in nets:
                 draw_gaussian_(net, rng)
-        return FeatureKernel(nets)
+        return FeatureKernel(nets, real_precision=self.real_precision)
 
 
 @torch.no_grad()

@@ -18,6 +18,7 @@ from datastill.objectives.base import Objective
 from datastill.objectives.distribution_matching import DistributionMatching
 from datastill.objectives.feature_regression import FeatureRegression
 from datastill.objectives.gradient_matching import GradientMatching
+from datastill.objectives.kernel_ridge import KernelRidge
 from datastill.rng import generator, isolated
 from tests.test_every_pair import MODALITIES
 
@@ -25,6 +26,7 @@ OBJECTIVES: dict[str, Callable[..., Objective]] = {
     "distribution-matching": lambda **kind: DistributionMatching(real_size=4, **kind),
     "gradient-matching": lambda **kind: GradientMatching(real_size=4, **kind),
     "feature-regression": lambda **kind: FeatureRegression(pool=2, real_size=4, ridge=1e-2, **kind),
+    "kernel-ridge": lambda **kind: KernelRidge(kernel="features", learners=2, real_size=4, ridge=1e-1, **kind),
 }
 
 
@@ -111,3 +113,8 @@ def test_every_network_of_convolutions_takes_it(name: str) -> None:
 def test_an_unknown_precision_is_refused(make: Callable[..., Objective]) -> None:
     with pytest.raises(InputError, match=r"real_precision.*'half'.*full"):
         make(real_precision="half")
+
+
+def test_a_kernel_without_networks_refuses_it() -> None:
+    with pytest.raises(InputError, match=r"real_precision.*leave it out.*'features'"):
+        KernelRidge(kernel="ntk", real_precision="bfloat16")
