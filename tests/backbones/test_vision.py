@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from datastill.backbones.convnet import ConvNet
 from datastill.backbones.vision import build_network, parse_name
 from datastill.errors import InputError
 from datastill.rng import generator, isolated
@@ -70,7 +71,9 @@ def test_norms_are_what_they_say(name: str, norm: str) -> None:
 def test_the_network_of_frepo() -> None:
     with isolated(0):
         net = build_network("convnet-w16-frepo-batch", CIFAR, 10)
-    kinds = [[type(part).__name__ for part in block] for block in net.blocks]
+    assert isinstance(net, ConvNet)
+    first, second, third = net.blocks
+    kinds = [[type(part).__name__ for part in block.children()] for block in (first, second, third)]
     assert kinds == [["Identity", "Conv3x3", "ReLU", "HalvingMean"]] + 2 * [
         ["BatchNorm2d", "Conv3x3", "ReLU", "HalvingMean"]
     ]
@@ -81,12 +84,15 @@ def test_the_network_of_frepo() -> None:
             fan_in = part.weight[0].numel()
             assert float(part.weight.detach().square().mean() * fan_in) == pytest.approx(1, abs=0.1)
             assert float(part.weight.detach().abs().max()) <= 2 / 0.879 * fan_in**-0.5
+            assert part.bias is not None
             assert not part.bias.any()
     # Statistics follow at once: after one batch in training mode they are nine tenths of that batch's.
     images = torch.rand(64, *CIFAR, generator=generator(0))
     net.train()(images)
-    seen = net.blocks[0](images).detach().mean((0, 2, 3))
-    torch.testing.assert_close(net.blocks[1][0].running_mean, 0.9 * seen)
+    seen = first(images).detach().mean((0, 2, 3))
+    norm = next(second.children())
+    assert isinstance(norm, torch.nn.BatchNorm2d)
+    torch.testing.assert_close(norm.running_mean, 0.9 * seen)
 
 
 def test_double_backward() -> None:
