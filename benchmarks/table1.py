@@ -87,13 +87,13 @@ def parsed(value: str) -> Any:
         return value
 
 
-def budget(modality: Modality, recipe: Recipe, ipc: int) -> Sequence[int]:
-    """Images of each class: `ipc`, or as many as are stored in the bytes of so many float32 images."""
+def budget(modality: Modality, recipe: Recipe, ipc: int, seed: int) -> tuple[Sequence[int], int | None]:
+    """Images of each class: `ipc`, or as many as are stored in the bytes of so many float32 images, and these bytes."""
     if {"storage", "codec"} & set(recipe.summary):
         assert isinstance(modality, ImageModality)
         pixels = modality.real(1, rng=generator(0)).inputs.numel()  # of one image a class
-        return images_within(modality, recipe, 4 * ipc * pixels)
-    return [ipc] * modality.num_groups
+        return images_within(modality, recipe, 4 * ipc * pixels, seed=seed), 4 * ipc * pixels
+    return [ipc] * modality.num_groups, None
 
 
 def trained(row: Any) -> dict[str, Any]:
@@ -107,17 +107,18 @@ def distilled(
     """The scores of `options.runs` distillations."""
     runs = []
     each = options.per_class
-    counts = budget(modality, recipe, ipc) if each is None else [each] * modality.num_groups
     # A published score stands beside what was measured on the same data by the same protocol, and beside nothing else.
     comparable = Path(options.data).name == "MNIST" and options.protocol is None
     for run in range(options.runs):
         began = time.perf_counter()
         out = folder / f"{recipe.name}-{ipc}-{run}"
+        counts, nbytes = budget(modality, recipe, ipc, run) if each is None else ([each] * modality.num_groups, None)
         result = run_recipe(
             modality,
             counts,
             recipe,
             seed=run,
+            nbytes=nbytes,
             out=out,
             device=options.device,
             progress=options.progress,

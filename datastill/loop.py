@@ -54,7 +54,8 @@ class Result:
         modality: the target dataset.
         objective: the objective, as it stands after the last step; None for a coreset, which is not optimised.
         seed: of the run.
-        history: a dict for each step ("step", "loss", "seconds") and each validation ("step", "score", "seconds").
+        history: a dict for each step ("step", "loss", "seconds") and each validation ("step", "score", "seconds"). With a
+            limit in bytes these have the "bytes" that the summary took, too; without validations they have no "score".
         best_step: after how many steps the selected parameters stood.
         best_score: their validation score; None if there was no validation.
         seconds: time spent, over all parts of a resumed run.
@@ -96,6 +97,7 @@ def distill(
     validator: str | None = None,
     validation_seeds: int = 1,
     select_on: Literal["summary", "export"] = "summary",
+    nbytes: int | None = None,
     callbacks: Sequence[Callback] = (),
     checkpoint_dir: str | Path | None = None,
     checkpoint_every: int | None = None,
@@ -127,6 +129,9 @@ def distill(
         validator: learner or kernel that is trained for validation; None takes the modality's evaluator.
         validation_seeds: trainings a validation, averaged; the same seeds at every validation.
         select_on: whether validation trains on the summary itself or on what `export` makes of it.
+        nbytes: most bytes that the export of the selected summary may take; None is no limit. A summary that takes more is
+            validated and noted, but not selected; the initial one has to fit. Without validations the size is looked at every
+            tenth of the run, and the last summary that fits is kept.
         callbacks: called with an `Event` after each step, each validation, and at the end.
         checkpoint_dir: where checkpoints are kept, and found when the run is resumed.
         checkpoint_every: steps between checkpoints; None is a tenth of the run.
@@ -134,7 +139,7 @@ def distill(
         progress: whether a progress bar is shown on stderr.
 
     Raises:
-        InputError: for an argument that is not allowed, before work starts.
+        InputError: for an argument that is not allowed, or an initial summary of more than `nbytes`, before work starts.
         DivergenceError: if the loss, a gradient or a parameter is not finite; the summary keeps its last good values.
     """
     check_count("steps", steps)
@@ -152,9 +157,13 @@ def distill(
         )
     if validate_every != 0:
         modality.check_split("validation")
+    if nbytes is not None:
+        check_count("nbytes", nbytes)
     every = max(1, steps // 10) if validate_every is None else validate_every
     modality.to(processes.local_device(device))
     summary.to(modality.device)
+    if nbytes is not None:
+        _check_fits(nbytes, exported_bytes(modality, summary))
     summary.plan(steps)
     folder = None if checkpoint_dir is None else Path(checkpoint_dir)
     with (
@@ -173,7 +182,9 @@ def distill(
         clip=clip,
         steps=steps,
     )
-    run = _Run(modality, summary, objective, outer, seed, steps, validator, validation_seeds, select_on, callbacks)
+    run = _Run(
+        modality, summary, objective, outer, seed, steps, validator, validation_seeds, select_on, nbytes, callbacks
+    )
     checkpoints = None
     if folder is not None:
         identity = {
@@ -185,6 +196,7 @@ def distill(
             "validation": repr((every, validator, validation_seeds, select_on)),
             "seed": seed,
             "steps": steps,
+            **({} if nbytes is None else {"nbytes": nbytes}),
         }
         checkpoints = Checkpoints(folder, identity)
         state = checkpoints.newest()
@@ -206,6 +218,19 @@ def distill(
     )
 
 
+def exported_bytes(modality: Modality, summary: Summary) -> int:
+    """Bytes that the export of `summary` takes; under torchrun, what the main process says."""
+    return int(processes.agree(modality.size(summary.export()).nbytes))
+
+
+def _check_fits(nbytes: int, takes: int) -> None:
+    require(
+        takes <= nbytes,
+        f"The summary takes {takes:,} bytes before anything is optimised, more than nbytes={nbytes:,}: ask for fewer points, for "
+        "numbers of fewer bits, or for more bytes.",
+    )
+
+
 class _Run:
     """The state of one run, and its step."""
 
@@ -220,11 +245,13 @@ class _Run:
         validator: str | None,
         validation_seeds: int,
         select_on: str,
+        nbytes: int | None,
         callbacks: Sequence[Callback],
     ) -> None:
         self.modality, self.summary, self.objective, self.outer = modality, summary, objective, outer
         self.seed, self.steps, self.callbacks = seed, steps, callbacks
         self.validator, self.validation_seeds, self.select_on = validator, validation_seeds, select_on
+        self.nbytes = nbytes
         self.step = 0
         self.seconds = 0.0
         self.history: list[dict[str, Any]] = []
@@ -242,14 +269,19 @@ class _Run:
             leave=False,
         )
         shown: dict[str, str] = {}
+        weigh = max(1, self.steps // 10) if self.nbytes is not None and not every else 0
         with bar, self.outer.taking_turns():
             if every and self.step == 0 and self.best_score is None:
                 self._validate(began)
+            if weigh and self.best is None:
+                self._weigh(began)
             while self.step < self.steps:
                 loss = self._one_step(began)
                 shown["loss"] = f"{loss:.4g}"
                 if every and (self.step % every == 0 or self.step == self.steps):
                     shown[self.modality.metric] = f"{self._validate(began):.4f}"
+                if weigh and (self.step % weigh == 0 or self.step == self.steps):
+                    self._weigh(began)
                 bar.set_postfix(shown, refresh=False)
                 bar.update()
                 self.seconds = time.perf_counter() - began
@@ -309,6 +341,7 @@ class _Run:
 
     def _validate(self, began: float) -> float:
         self.objective.settle()
+        takes = self._bytes()
         with torch.no_grad():
             batch = self.modality.read(self.summary.export()) if self.select_on == "export" else self.summary().detach()
         scores = []
@@ -318,11 +351,35 @@ class _Run:
                 predictor = self.modality.fit(batch, self.validator, rng=rng)
                 scores.append(self.modality.score(predictor, "validation")[self.modality.metric])
         score = processes.agree(sum(scores) / len(scores))
-        if self.best_score is None or score > self.best_score:
-            self.best_score, self.best_step = score, self.step
-            self.best = copy.deepcopy(self.summary.state_dict())
-        self._note("validation", {"step": self.step, "score": score}, began)
+        if self._fits(takes) and (self.best_score is None or score > self.best_score):
+            self.best_score = score
+            self._keep()
+        self._note("validation", {"step": self.step, "score": score, **takes}, began)
         return score
+
+    def _weigh(self, began: float) -> None:
+        """Keep the summary, in place of a validation, if it is not too large."""
+        self.objective.settle()
+        takes = self._bytes()
+        if self._fits(takes):
+            self._keep()
+        self.history.append({"step": self.step, **takes, "seconds": round(time.perf_counter() - began, 3)})
+
+    def _bytes(self) -> dict[str, int]:
+        """The record of what the summary takes now, empty if nobody asked."""
+        if self.nbytes is None:
+            return {}
+        takes = exported_bytes(self.modality, self.summary)
+        if self.step == 0:  # the objective may have set its labels
+            _check_fits(self.nbytes, takes)
+        return {"bytes": takes}
+
+    def _fits(self, takes: Mapping[str, int]) -> bool:
+        return self.nbytes is None or takes["bytes"] <= self.nbytes
+
+    def _keep(self) -> None:
+        self.best_step = self.step
+        self.best = copy.deepcopy(self.summary.state_dict())
 
     def _note(self, kind: Literal["step", "validation"], record: dict[str, Any], began: float) -> None:
         record["seconds"] = round(time.perf_counter() - began, 3)

@@ -519,6 +519,13 @@ class Modality(ABC):
         """
         return self.size(self.summary(counts, rng=generator("stored bytes"), **options).export()).nbytes
 
+    def shapes_decide_bytes(self, **options: Any) -> bool:
+        """Whether a summary with these options of `summary`, entropy coding apart, takes as many bytes whatever its content is.
+
+        Default: no, so that what a run begins from has to be measured.
+        """
+        return False
+
     @abstractmethod
     def full_size(self) -> Size:
         """Points and stored bytes of the training part of the target dataset, in its usual form."""

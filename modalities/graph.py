@@ -402,8 +402,17 @@ class GraphModality(ClassificationModality):
     def stored_bytes(self, counts: Sequence[int], *, codec: str | None = None, **options: Any) -> int:
         """Bytes that a summary takes with the edges that it begins with, whatever entropy coding of its features saves."""
         plain = None if codec is None else Codec(codec).plain
-        found = super().stored_bytes(counts, codec=plain, **options)
-        return found + (codec != plain)  # entropy coding keeps what it does not shorten, behind one byte
+        made = self.summary(counts, rng=generator("stored bytes"), codec=plain, **options).export()
+        for graph in [made]:  # zeros among features, which count for nothing, do not stay zeros
+            if graph.x.is_floating_point():
+                graph.x = torch.ones_like(graph.x)
+        return self.size(made).nbytes + (
+            codec != plain
+        )  # entropy coding keeps what it does not shorten, behind one byte
+
+    def shapes_decide_bytes(self, **options: Any) -> bool:
+        """They do where no edges are learned."""
+        return options.get("adjacency", "none") == "none"
 
     def full_size(self) -> Size:
         """The nodes of `group_sizes`, and the bytes of the whole graph behind them, unlabelled nodes included."""

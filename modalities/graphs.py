@@ -35,6 +35,7 @@ from datastill.modalities.graphs_metrics import roc_auc
 from datastill.modalities.graphs_native import StoredGraphs, set_of_tensors, size_of, tensors_of_set, to_list
 from datastill.modalities.graphs_protocols import PUBLISHED
 from datastill.modalities.graphs_summary import GraphsSummary, RoundedGraphsSummary
+from datastill.rng import generator
 
 ADJACENCIES = ("none", "bernoulli")
 METRICS = ("accuracy", "roc_auc")
@@ -331,8 +332,13 @@ class GraphsModality(ClassificationModality):
     def stored_bytes(self, counts: Sequence[int], *, codec: str | None = None, **options: Any) -> int:
         """Bytes that a summary takes with the edges that it begins with, whatever entropy coding of its features saves."""
         plain = None if codec is None else Codec(codec).plain
-        found = super().stored_bytes(counts, codec=plain, **options)
-        return found + (codec != plain)  # entropy coding keeps what it does not shorten, behind one byte
+        made = self.summary(counts, rng=generator("stored bytes"), codec=plain, **options).export()
+        for graph in made:  # zeros among features, which count for nothing, do not stay zeros
+            if graph.x is not None and graph.x.is_floating_point():
+                graph.x = torch.ones_like(graph.x)
+        return self.size(made).nbytes + (
+            codec != plain
+        )  # entropy coding keeps what it does not shorten, behind one byte
 
     def full_size(self) -> Size:
         """Training graphs, and their bytes."""

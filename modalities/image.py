@@ -350,6 +350,10 @@ class ImageModality(ClassificationModality):
         # Entropy coding keeps what it does not shorten, behind one byte; lengths in the header may have other digits.
         return self.size(made.export()).nbytes + (_SLACK if made.coded else 0)
 
+    def shapes_decide_bytes(self, **options: Any) -> bool:
+        """They do."""
+        return True
+
     def full_size(self) -> Size:
         """The training images (without validation), counted as by `size`."""
         return Size(len(self._train), _bytes_of(self._train))

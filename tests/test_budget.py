@@ -5,17 +5,22 @@ from __future__ import annotations
 import dataclasses
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from datastill import condense_graph, condense_images, condense_interactions, condense_text, recipes
 from datastill.budget import finest_codec, most_points
 from datastill.checks import ToyModality
+from datastill.condense.common import first_summary, run_recipe
 from datastill.condense.images import images_within
 from datastill.errors import InputError
+from datastill.modalities.base import Size
 from datastill.modalities.image import ImageModality
 from datastill.recipe import Recipe
 from datastill.rng import generator
@@ -37,6 +42,9 @@ class Measured(ToyModality):
         assert not options
         self.asked += 1
         return 30 + 7 * sum(counts)
+
+    def shapes_decide_bytes(self, **options: Any) -> bool:
+        return True
 
 
 @pytest.mark.parametrize("nbytes", [51, 52, 71, 72, 73, 200, 1000, 10**9])
@@ -181,9 +189,115 @@ def test_a_log() -> None:
     assert 1 < job.counts[0] < 50
 
 
-def test_what_comes_out_larger_is_said() -> None:
-    from datastill.condense.common import run_recipe
+class Wordy(ToyModality):
+    """Whose exports take as many bytes as the points' first digits say: content decides, and no two sizes are in line."""
 
+    built = 0
+
+    def size(self, dataset: tuple[torch.Tensor, torch.Tensor]) -> Size:
+        self.built += 1
+        return Size(len(dataset[0]), 20 + int((dataset[0].abs() * 10).ceil().sum()))
+
+
+@pytest.mark.parametrize("nbytes", [1000, 2000, 3000, 4000])
+def test_where_content_decides_what_the_run_begins_from_is_measured(nbytes: int) -> None:
+    modality = Wordy(points=80)
+    recipe = dataclasses.replace(RECIPE, summary={"init": "real"})
+    found = most_points(modality, recipe, nbytes, lambda size: [size] * 3, most=80, seed=3)[0]
+    built, taken = modality.built, [0]
+    for size in range(1, 81):  # these points, or the others that the modality measures if those take more
+        begun = modality.size(first_summary(modality, [size] * 3, seed=3, init="real").export()).nbytes
+        taken.append(max(begun, modality.stored_bytes([size] * 3, init="real")))
+    assert taken[found] <= nbytes
+    assert found == 80 or taken[found + 1] > nbytes or nbytes - taken[found] <= nbytes // 200
+    assert built <= 40
+
+
+def blots(classes: int, sizes: Sequence[int], side: int = 12) -> tuple[torch.Tensor, torch.Tensor]:
+    """Images of which most pixels are black, so that an entropy code makes much less of them than two bits a pixel."""
+    count = sum(sizes)
+    pixels = torch.rand(count, 1, side, side, generator=generator("blots"))
+    return torch.where(pixels > 0.8, pixels, 0.0), torch.repeat_interleave(torch.arange(classes), torch.tensor(sizes))
+
+
+@settings(max_examples=12, deadline=None)
+@given(
+    classes=st.integers(2, 12),
+    each=st.integers(20, 60),
+    lacking=st.integers(0, 15),
+    nbytes=st.integers(900, 6000),
+    codec=st.sampled_from(["int2-entropy", "int4-entropy", "float16-entropy"]),
+    seed=st.integers(0, 3),
+)
+def test_an_entropy_code_fills_the_budget(
+    classes: int, each: int, lacking: int, nbytes: int, codec: str, seed: int
+) -> None:
+    """The oracle is the coded file of what the run begins from: it fits, and with one image a class more it does not."""
+    data = blots(classes, [each - lacking, *[each] * (classes - 1)])
+
+    def takes(per_class: int) -> int:
+        recipe = dict(recipes.default("image").summary)
+        begun = first_summary(job.modality, [per_class] * classes, seed=seed, **recipe, codec=codec)
+        return len(begun.export().coded)
+
+    asked: dict[str, Any] = {"codec": codec, "seed": seed, "progress": False}
+    job = condense_images.job(*data, per_class=1, **asked)
+    if takes(1) > nbytes:
+        with pytest.raises(InputError, match=f"takes {takes(1):,} bytes"):
+            condense_images.job(*data, nbytes=nbytes, **asked)
+        return
+    job = condense_images.job(*data, nbytes=nbytes, **asked)
+    count = job.counts[0]
+    assert list(job.counts) == [count] * classes
+    assert takes(count) <= nbytes
+    most = min(job.modality.group_sizes)
+    assert count == most or takes(count + 1) > nbytes or nbytes - takes(count) <= nbytes // 200
+
+
+def test_what_optimising_makes_too_large_is_not_selected(tmp_path: Path) -> None:
+    """Black pixels turn grey, so the entropy rises; the file of the run is within the budget, and resumed runs agree."""
+    data, nbytes = blots(3, [60, 50, 40]), 1500
+    recipe = dataclasses.replace(recipes.default("image"), validate_every=1, validator="ntk", lr=0.3)
+    chosen: dict[str, Any] = {"nbytes": nbytes, "recipe": recipe, "codec": "int2-entropy", "progress": False}
+    with pytest.warns(UserWarning, match=r"Optimised, the summary took .* above the 1,500 asked for"):
+        result = condense_images.job(*data, steps=4, out=tmp_path, **chosen).run()
+    noted = [record for record in result.history if "score" in record]
+    assert noted[0]["bytes"] <= nbytes < min(record["bytes"] for record in noted[1:])
+    assert result.best_step == 0
+    assert result.best_score == noted[0]["score"]
+    assert result.export().write(tmp_path / "stored") == noted[0]["bytes"]
+    with pytest.warns(UserWarning, match="Optimised"):
+        again = condense_images.job(*data, steps=4, out=tmp_path, **chosen).run()
+    assert again.export().coded == result.export().coded
+    with pytest.raises(InputError, match=r"nbytes was 1500 and is now 1490|summary was"):
+        condense_images.job(*data, steps=4, out=tmp_path, **{**chosen, "nbytes": 1490}).run()
+
+
+def test_fewer_images_leave_room_for_what_optimising_adds() -> None:
+    data = blots(3, [60, 50, 40])
+    recipe = dataclasses.replace(recipes.default("image"), validate_every=0, lr=0.3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        job = condense_images.job(
+            *data, per_class=8, nbytes=1500, recipe=recipe, codec="int2-entropy", steps=4, progress=False
+        )
+        result = job.run()
+    assert result.best_step == 4
+    assert len(result.export().coded) <= 1500
+
+
+def test_learned_labels_count_as_learned() -> None:
+    """They begin as one class each, which a code makes nothing of, and end as so many float16."""
+    data = blots(4, [50] * 4)
+    recipe = dataclasses.replace(recipes["frepo"].on("image"), validate_every=0)
+    hard, soft = (
+        condense_images.job(*data, nbytes=4000, codec="int2-entropy", recipe=chosen, progress=False).counts[0]
+        for chosen in (recipes.default("image"), recipe)
+    )
+    assert soft < hard
+
+
+def test_real_points_that_come_out_larger_are_said() -> None:
     recipe = dataclasses.replace(recipes["random"], modalities=("toy",))
     with pytest.warns(UserWarning, match=r"takes 84 bytes, more than the 80 asked for"):
         run_recipe(ToyModality(), [1, 1, 1], recipe, nbytes=80, progress=False)

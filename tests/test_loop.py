@@ -21,7 +21,7 @@ from datastill.checks.toy import ToyModality, ToySummary
 from datastill.errors import DivergenceError, InputError
 from datastill.loop import Event, distill
 from datastill.metrics_log import MetricsLog
-from datastill.modalities.base import Modality, Summary
+from datastill.modalities.base import Modality, Size, Summary
 from datastill.objectives.base import Objective
 from datastill.objectives.distribution_matching import DistributionMatching
 from datastill.objectives.gradient_matching import GradientMatching
@@ -62,6 +62,89 @@ def test_validation_keeps_the_best_summary() -> None:
     assert result.best_step == min(step for step, score in scores.items() if score == best)
     assert scores[20] < best
     assert torch.equal(result.summary.points, seen[result.best_step])
+
+
+class Swelling(ToyModality):
+    """Whose exports take a byte for each unit that their points reach."""
+
+    def size(self, dataset: tuple[Tensor, Tensor]) -> Size:
+        return Size(len(dataset[0]), 1 + int(dataset[0].abs().sum()))
+
+
+class Outwards(Objective):
+    """Pulls every point away from the origin."""
+
+    name = "outwards"
+
+    def loss(self, rng: torch.Generator) -> Tensor:
+        return -self.summary(rng).inputs.abs().sum()
+
+
+@pytest.mark.parametrize("validate_every", [1, 0])
+def test_what_takes_more_than_the_limit_is_not_kept(validate_every: int) -> None:
+    modality = Swelling()
+    start = modality.size(summary_of(modality).export()).nbytes
+    limit = start + 5  # a step of 0.1 adds 1.5, 15 numbers 0.1 each
+    result = distill(
+        modality,
+        summary_of(modality),
+        Outwards(),
+        steps=10,
+        optimizer="sgd",
+        lr=0.1,
+        nbytes=limit,
+        validate_every=validate_every,
+        progress=False,
+    )
+    sizes = {record["step"]: record["bytes"] for record in result.history if "bytes" in record}
+    assert set(sizes) == set(range(11))
+    fitting = {step for step, takes in sizes.items() if takes <= limit}
+    assert fitting == {0, 1, 2, 3}
+    assert modality.size(result.export()).nbytes == sizes[result.best_step] <= limit
+    if validate_every:
+        scores = {record["step"]: record["score"] for record in result.history if "score" in record}
+        assert set(scores) == set(range(11))
+        assert result.best_score == max(scores[step] for step in fitting)
+        assert scores[result.best_step] == result.best_score
+    else:
+        assert result.best_step == 3
+        assert result.best_score is None
+    message = f"takes {start:,} bytes before anything is optimised, more than nbytes={start - 1:,}"
+    with pytest.raises(InputError, match=message):
+        distill(modality, summary_of(modality), Outwards(), steps=1, nbytes=start - 1, progress=False)
+
+
+def test_a_run_resumed_within_a_limit_ends_the_same(tmp_path: Path) -> None:
+    modality = Swelling()
+    limit = modality.size(summary_of(modality).export()).nbytes + 5
+
+    def go(folder: Path, **options: Any) -> Any:
+        return distill(
+            modality,
+            summary_of(modality),
+            Outwards(),
+            steps=10,
+            lr=0.1,
+            validate_every=0,
+            checkpoint_dir=folder,
+            checkpoint_every=2,
+            progress=False,
+            **options,
+        )
+
+    def stop(event: Event) -> None:
+        if event.step == 5:
+            raise KeyboardInterrupt
+
+    whole = go(tmp_path / "whole", nbytes=limit)
+    with pytest.raises(KeyboardInterrupt):
+        go(tmp_path / "cut", nbytes=limit, callbacks=[stop])
+    resumed = go(tmp_path / "cut", nbytes=limit)
+    assert 0 < whole.best_step < 5
+    assert resumed.best_step == whole.best_step
+    assert torch.equal(resumed.summary.points, whole.summary.points)
+    with pytest.raises(InputError, match=f"nbytes was {limit} and is now None"):
+        go(tmp_path / "cut")
 
 
 def test_same_seed_same_summary_whatever_the_global_state() -> None:

@@ -64,7 +64,8 @@ def run_recipe(
         device: where to compute.
         progress: whether a progress bar is shown.
         callbacks: further ones.
-        nbytes: the bytes that the counts were made for; a warning says if the export takes more.
+        nbytes: most bytes that the export may take, see `distill`; a warning says so if nothing that was optimised fits. Real
+            points that are taken as they are may take more, as texts do; a warning says that too.
         options: of `modality.summary`, in place of the recipe's.
     """
     start = {**recipe.summary, **options}
@@ -96,6 +97,7 @@ def run_recipe(
             **recipe.loop_options(),
             seed=derive_seed(seed, "distill"),
             callbacks=heard,
+            nbytes=nbytes,
             checkpoint_dir=None if folder is None else folder / "checkpoint",
             device=device,
             progress=progress,
@@ -105,17 +107,28 @@ def run_recipe(
     if modality.scope():
         result.learned["scope"] = modality.scope()
     if nbytes is not None:
-        takes = modality.size(result.export()).nbytes
-        if takes > nbytes:
-            text = (
-                f"The summary takes {takes:,} bytes, more than the {nbytes:,} asked for: its content decides how many."
-            )
-            warnings.warn(text, stacklevel=2)
+        _warn_of_bytes(result, nbytes)
     if folder is not None and processes.is_main():
         from datastill.artifact import save
 
         save(result, folder / "artifact")
     return result
+
+
+def _warn_of_bytes(result: Result, nbytes: int) -> None:
+    """Say so if real points take more than `nbytes`, or if everything that was optimised does."""
+    if result.objective is None:
+        takes = result.modality.size(result.export()).nbytes
+        text = f"The summary takes {takes:,} bytes, more than the {nbytes:,} asked for: its content decides how many."
+    else:
+        sizes = [record["bytes"] for record in result.history if record["step"] > 0 and "bytes" in record]
+        takes = min(sizes, default=0)
+        text = (
+            f"Optimised, the summary took {takes:,} bytes and more, above the {nbytes:,} asked for, so that the one that the run "
+            "began from was kept: ask for fewer points, which leaves room for what optimising adds to the coded numbers or edges."
+        )
+    if takes > nbytes:
+        warnings.warn(text, stacklevel=3)
 
 
 def first_summary(

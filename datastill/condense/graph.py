@@ -55,9 +55,11 @@ def condense_graph(
             2,708 nodes 0.013 is 35 nodes, a quarter of its 140 training nodes.
         nodes: synthetic nodes in all.
         per_class: synthetic nodes of each class.
-        nbytes: most bytes that the result may take, features, edges and labels. Learned edges are as many as those that it
-            begins from; a warning says if more come out. Beside another budget it decides the precision of the features: the
-            finest codec by which so many nodes fit, unless `codec` is given.
+        nbytes: most bytes that the result may take, features, edges and labels. Where an entropy-coding
+            codec or learned edges decide how many, as many nodes fit as fill them before anything is optimised, and what takes
+            more later is not selected, so fewer nodes (another budget beside `nbytes`) leave room for it. Beside another budget
+            and without `codec` it decides the precision of the features: the finest codec by which so many nodes fit, entropy
+            coding apart.
         codec: how features are stored: "float32", "float16", "int8", "int4" or "int2", with "-entropy" behind it entropy-coded
             too. The result then has the bytes that x is decoded from as `coded`.
         adjacency: edges of the result, in place of the recipe's choice: "none" (networks read its features as already
@@ -114,12 +116,12 @@ def condense_graph(
         counts: Sequence[int] = [per_class] * modality.num_classes
     elif ratio is None and nodes is None and nbytes is not None:
         least, most = modality.num_classes, sum(modality.full_sizes)
-        counts = most_points(modality, chosen, nbytes, modality.allocate, least=least, most=most, **stored)
+        counts = most_points(modality, chosen, nbytes, modality.allocate, least=least, most=most, seed=seed, **stored)
     else:
         counts = modality.allocate((nodes or 0) if ratio is None else int(ratio * modality.num_nodes))
     if nbytes is not None and any(value is not None for value in points.values()):
         codecs = CODECS if chosen.objective is not None and codec is None else (None,)
-        found = finest_codec(modality, chosen, nbytes, counts, codecs, **stored)
+        found = finest_codec(modality, chosen, nbytes, counts, codecs, seed=seed, **stored)
         stored |= {} if found is None else {"codec": found}
     options: dict[str, Any] = {
         "seed": seed,

@@ -43,9 +43,10 @@ def condense_graphs(
         data: a PyG dataset or a list of `torch_geometric.data.Data` with edge_index, one class in y, and x. Where no graph
             has x a node is its degree, one-hot, and that is the x of the synthetic graphs. Nothing is changed.
         per_class: graphs of each class in the result, at least 1; None is 10, or as many as fit into `nbytes`.
-        nbytes: most bytes that the result may take. Edges are as many as those that it begins from; a warning says if more come
-            out. With `per_class` too it decides the precision of features that are numbers: the finest codec by which so many
-            graphs fit, unless `codec` is given.
+        nbytes: most bytes that the result may take. Edges, and what an entropy-coding codec saves, count as they are before
+            anything is optimised; what takes more later is not selected, so fewer graphs (`per_class` beside `nbytes`) leave room
+            for it. With `per_class` and no codec it decides the precision of features that are numbers: the finest codec by which
+            so many graphs fit, entropy coding apart.
         codec: how such features are stored: "float32", "float16", "int8", "int4" or "int2", with "-entropy" behind it
             entropy-coded too. The result then has the bytes that they are decoded from as `coded`.
         nodes: nodes of the largest synthetic graph; None is the mean of the training graphs.
@@ -86,11 +87,13 @@ def condense_graphs(
     stored: dict[str, Any] = {} if codec is None else {"codec": codec}
     if nbytes is not None and per_class is not None:
         choice = chosen.objective is not None and codec is None and modality.codec.exact
-        found = finest_codec(modality, chosen, nbytes, counts, CODECS if choice else (None,), **stored)
+        found = finest_codec(modality, chosen, nbytes, counts, CODECS if choice else (None,), seed=seed, **stored)
         stored |= {} if found is None else {"codec": found}
     elif nbytes is not None:
         most = min(modality.group_sizes)
-        counts = most_points(modality, chosen, nbytes, lambda count: [count] * modality.num_groups, most=most, **stored)
+        counts = most_points(
+            modality, chosen, nbytes, lambda count: [count] * modality.num_groups, most=most, seed=seed, **stored
+        )
     options: dict[str, Any] = {
         "seed": seed,
         "steps": steps,

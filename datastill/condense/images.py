@@ -46,8 +46,10 @@ def condense_images(
             the path of a folder with one subfolder a class.
         labels: class ids 0, 1, ... for a tensor or an array.
         per_class: images of each class in the result, at least 1; None is 10, or as many as fit into `nbytes`.
-        nbytes: most bytes that the result may take, labels included. With `per_class` too it decides the precision of what is
-            stored: the finest codec by which so many images fit, unless `codec` is given.
+        nbytes: most bytes that the result may take, labels included. With an entropy-coding codec as many images fit as it takes
+            to fill them before anything is optimised. Optimising makes pixels harder to code, and what takes more is not
+            selected, so fewer images (`per_class` beside `nbytes`) leave room for it. With `per_class` and no codec it decides
+            the precision of what is stored: the finest codec by which so many images fit, entropy coding apart.
         recipe: one of `datastill.recipes` for images, or None for the default.
         validation: the share of the images that is set apart to select the summary, in (0, 1), or validation images
             in any form of `data`; None is a tenth, at most 5000.
@@ -82,7 +84,7 @@ def condense_images(
     modality = ImageModality(data, labels, validation=validation, test=test, augmentation=augmentation, seed=seed)
     stored = {name: value for name, value in (("storage", storage), ("codec", codec)) if value is not None}
     if nbytes is not None:
-        per_class, found = _into_bytes(modality, chosen, nbytes, per_class, stored)
+        per_class, found = _into_bytes(modality, chosen, nbytes, per_class, stored, seed)
         stored |= found
     counts = [per_class or 10] * modality.num_groups
     options: dict[str, Any] = {"seed": seed, "steps": steps, "out": out, "device": device, "progress": progress}
@@ -90,24 +92,27 @@ def condense_images(
 
 
 def _into_bytes(
-    modality: ImageModality, recipe: Recipe, nbytes: int, per_class: int | None, stored: dict[str, Any]
+    modality: ImageModality, recipe: Recipe, nbytes: int, per_class: int | None, stored: dict[str, Any], seed: int
 ) -> tuple[int, dict[str, Any]]:
     """Images a class that fit into `nbytes`, and the codec by which they do if it had to be chosen."""
     start = {**recipe.summary, **stored}
     if per_class is None:
-        return images_within(modality, recipe, nbytes, **stored)[0], {}
+        return images_within(modality, recipe, nbytes, seed=seed, **stored)[0], {}
     codecs = CODECS if recipe.objective is not None and "codec" not in start else [None]
-    found = finest_codec(modality, recipe, nbytes, [per_class] * modality.num_groups, codecs, **stored)
+    found = finest_codec(modality, recipe, nbytes, [per_class] * modality.num_groups, codecs, seed=seed, **stored)
     return per_class, {} if found is None else {"codec": found}
 
 
-def images_within(modality: ImageModality, recipe: Recipe, nbytes: int, **stored: Any) -> Sequence[int]:
+def images_within(
+    modality: ImageModality, recipe: Recipe, nbytes: int, *, seed: int = 0, **stored: Any
+) -> Sequence[int]:
     """The most images of each class, as many of every class, that `recipe` stores in `nbytes` bytes.
 
     Args:
         modality: the target dataset.
         recipe: for images; its summary options say how they are stored.
         nbytes: the budget.
+        seed: of the run, which begins from the images that are measured here where content decides.
         stored: options of the summary, in place of the recipe's.
 
     Raises:
@@ -119,5 +124,5 @@ def images_within(modality: ImageModality, recipe: Recipe, nbytes: int, **stored
     most = max(1, min(modality.group_sizes) // share)
     least = min(most, -(-fewest(storage, start) // (classes * share)))
     return most_points(
-        modality, recipe, nbytes, lambda units: [units * share] * classes, most=most, least=least, **stored
+        modality, recipe, nbytes, lambda units: [units * share] * classes, most=most, least=least, seed=seed, **stored
     )

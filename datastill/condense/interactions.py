@@ -127,7 +127,7 @@ def condense_interactions(
         )
     elif nbytes is not None:
         (users,) = most_points(
-            modality, chosen, nbytes, lambda count: [count], least=1 if users is None else users, most=most
+            modality, chosen, nbytes, lambda count: [count], least=1 if users is None else users, most=most, seed=seed
         )
     if interactions is not None:
         if not weighted:

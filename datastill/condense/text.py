@@ -41,7 +41,8 @@ def condense_text(
         labels: one integer or string a text.
         per_class: texts of each class in the result, at least 1; None is 5, or as many as fit into `nbytes`.
         nbytes: most bytes that the result may take, in place of `per_class`. Lengths of words are those of the texts that it
-            begins from; a warning says if the words that come out are longer.
+            begins from; where words that come out are longer, so that it takes more, it is not selected. Real texts that a recipe
+            takes as they are may be longer; a warning says so.
         embeddings: token vectors: None builds them from the texts; or a file of word vectors, a mapping of words to vectors,
             a Hugging Face model's name or folder.
         recipe: one of `datastill.recipes` for text, or None for the default.
@@ -79,6 +80,8 @@ def condense_text(
     counts: Sequence[int] = [per_class or 5] * modality.num_groups
     if nbytes is not None:
         most = min(modality.group_sizes)
-        counts = most_points(modality, chosen, nbytes, lambda count: [count] * modality.num_groups, most=most)
+        counts = most_points(
+            modality, chosen, nbytes, lambda count: [count] * modality.num_groups, most=most, seed=seed
+        )
     options = {"seed": seed, "steps": steps, "out": out, "device": device, "progress": progress, "nbytes": nbytes}
     return Job(modality, counts, chosen, options)
