@@ -403,12 +403,10 @@ class GraphModality(ClassificationModality):
         """Bytes that a summary takes with the edges that it begins with, whatever entropy coding of its features saves."""
         plain = None if codec is None else Codec(codec).plain
         made = self.summary(counts, rng=generator("stored bytes"), codec=plain, **options).export()
-        for graph in [made]:  # zeros among features, which count for nothing, do not stay zeros
-            if graph.x.is_floating_point():
-                graph.x = torch.ones_like(graph.x)
-        return self.size(made).nbytes + (
-            codec != plain
-        )  # entropy coding keeps what it does not shorten, behind one byte
+        if made.x.is_floating_point():  # zeros among features, which count for nothing, do not stay zeros
+            made.x = torch.ones_like(made.x)
+        found = self.size(made).nbytes
+        return found + (codec != plain)  # entropy coding keeps what it does not shorten, behind one byte
 
     def shapes_decide_bytes(self, **options: Any) -> bool:
         """They do where no edges are learned."""

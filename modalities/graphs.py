@@ -336,9 +336,8 @@ class GraphsModality(ClassificationModality):
         for graph in made:  # zeros among features, which count for nothing, do not stay zeros
             if graph.x is not None and graph.x.is_floating_point():
                 graph.x = torch.ones_like(graph.x)
-        return self.size(made).nbytes + (
-            codec != plain
-        )  # entropy coding keeps what it does not shorten, behind one byte
+        found = self.size(made).nbytes
+        return found + (codec != plain)  # entropy coding keeps what it does not shorten, behind one byte
 
     def full_size(self) -> Size:
         """Training graphs, and their bytes."""
