@@ -2,6 +2,7 @@
 
     python benchmarks/graph_sets.py                                  every run that the result file lacks
     python benchmarks/graph_sets.py --sets MUTAG --per-class 1 10    some of them
+    python benchmarks/graph_sets.py --sets NCI1 --methods graphs-default --per-class 1 --nodes 45   in graphs of up to 45 nodes
 
 Each row condenses (or draws) `--runs` times with other seeds and trains one fresh network on each; the full data are trained on
 three times. Selection is on validation graphs, scores are of the test graphs. TU sets are split as DosCond's code does (seed 0,
@@ -105,12 +106,14 @@ class Target:
         return {"doscond": ("number",), "graphs-default": ("onehot",)}.get(method, ("number", "onehot"))
 
 
-def measure(target: Target, method: str, reading: str, per_class: int, seed: int) -> dict[str, Any]:
-    """One run of a row: condense or draw, train a fresh network, score it."""
+def measure(
+    target: Target, method: str, reading: str, per_class: int, seed: int, nodes: int | None = None
+) -> dict[str, Any]:
+    """One run of a row: condense (into graphs of at most `nodes` nodes) or draw, train a fresh network, score it."""
     data = target.modality(reading)
     began, cpu, best = time.perf_counter(), time.process_time(), None
     if method in RECIPES:
-        options = {**target.given, "per_class": per_class, "recipe": method, "seed": seed, "progress": False}
+        options = {**target.given, "per_class": per_class, "recipe": method, "nodes": nodes, "seed": seed, "progress": False}
         result = condense_graphs.job(target.data, **options).run()
         small, best = result.export(), result.best_step
     elif method == FULL:
@@ -138,6 +141,7 @@ def key(row: dict[str, Any]) -> tuple[Any, ...]:
         row["per_class"] or 10**6,
         row["reading"],
         METHODS.index(row["method"]),
+        row.get("nodes", 0),
     )
 
 
@@ -155,7 +159,7 @@ def table(rows: list[dict[str, Any]]) -> str:
         body.append(
             [
                 row["set"],
-                row["method"],
+                row["method"] + (f", {row['nodes']} nodes" if "nodes" in row else ""),
                 row["reading"],
                 str(row["per_class"] or "all"),
                 row["metric"],
@@ -194,6 +198,7 @@ def main() -> None:
     parser.add_argument("--sets", nargs="+", default=list(FOLDERS), choices=list(FOLDERS))
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
     parser.add_argument("--per-class", nargs="+", type=int, default=[1, 10, 20, 50])
+    parser.add_argument("--nodes", type=int, help="of the largest synthetic graph, in place of the recipe's; rows of their own")
     parser.add_argument("--runs", type=int, default=5, help="seeds of each row; of the full data at most 3")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--minutes", type=float, default=1e9, help="begin no further run after so many")
@@ -213,11 +218,13 @@ def main() -> None:
             for reading in target.readings(method):
                 rows = load(options.out)
                 head = {"set": name, "per_class": budget, "method": method, "reading": reading}
+                if options.nodes is not None and method in RECIPES:
+                    head["nodes"] = options.nodes
                 row = rows.setdefault(key(head), {**head, "metric": target.modality(reading).metric, "runs": []})
                 known = any(run["seed"] == seed for run in row["runs"]) or (method == FULL and seed >= 3)
                 if known or time.perf_counter() - began > 60 * options.minutes:
                     continue
-                run = measure(target, method, reading, budget, seed)
+                run = measure(target, method, reading, budget, seed, head.get("nodes"))
                 rows = load(options.out)  # another process may have added rows meanwhile
                 row = rows.setdefault(key(head), row)
                 row["runs"] = sorted([*row["runs"], run], key=lambda one: one["seed"])
