@@ -113,7 +113,14 @@ def measure(
     data = target.modality(reading)
     began, cpu, best = time.perf_counter(), time.process_time(), None
     if method in RECIPES:
-        options = {**target.given, "per_class": per_class, "recipe": method, "nodes": nodes, "seed": seed, "progress": False}
+        options = {
+            **target.given,
+            "per_class": per_class,
+            "recipe": method,
+            "nodes": nodes,
+            "seed": seed,
+            "progress": False,
+        }
         result = condense_graphs.job(target.data, **options).run()
         small, best = result.export(), result.best_step
     elif method == FULL:
@@ -198,7 +205,9 @@ def main() -> None:
     parser.add_argument("--sets", nargs="+", default=list(FOLDERS), choices=list(FOLDERS))
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
     parser.add_argument("--per-class", nargs="+", type=int, default=[1, 10, 20, 50])
-    parser.add_argument("--nodes", type=int, help="of the largest synthetic graph, in place of the recipe's; rows of their own")
+    parser.add_argument(
+        "--nodes", type=int, help="of the largest synthetic graph, in place of the recipe's; rows of their own"
+    )
     parser.add_argument("--runs", type=int, default=5, help="seeds of each row; of the full data at most 3")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--minutes", type=float, default=1e9, help="begin no further run after so many")
