@@ -14,7 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from datastill import condense_graph, condense_images, condense_interactions, condense_text, recipes
+from datastill import condense_graph, condense_graphs, condense_images, condense_interactions, condense_text, recipes
 from datastill.budget import finest_codec, most_points
 from datastill.checks import ToyModality
 from datastill.condense.common import first_summary, run_recipe
@@ -170,6 +170,61 @@ def test_a_graph() -> None:
     assert size.nbytes <= 500
     assert size.points == sum(job.counts)
     assert job.modality.stored_bytes(job.modality.allocate(size.points + 1), adjacency="none") > 500
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"codec": "int4-entropy"}, {"adjacency": "learned"}, {"adjacency": "learned", "codec": "int8-entropy"}],
+    ids=str,
+)
+def test_a_graph_whose_content_decides(options: dict[str, Any]) -> None:
+    """Words of a bag: most features are zero at the beginning. As many nodes as fit then, and no state that takes more."""
+    geometric = pytest.importorskip("torch_geometric.data")
+    rng = generator("graph of words")
+    y = torch.arange(90) % 3
+    x = (torch.rand(90, 40, generator=rng) < 0.08).float()
+    x[torch.arange(90), y] = 1.0
+    masks = {f"{part}_mask": torch.arange(90) % 5 == number for number, part in ((3, "val"), (4, "test"))}
+    edges = torch.randint(90, (2, 300), generator=rng)
+    data = geometric.Data(x=x, edge_index=edges, y=y, train_mask=torch.arange(90) % 5 < 3, **masks)
+    recipe = dataclasses.replace(recipes["dm"].on("graph"), steps=3, validate_every=0)
+    chosen: dict[str, Any] = {"recipe": recipe, "progress": False, **options}
+    nbytes = 3000
+    job = condense_graph.job(data, nbytes=nbytes, **chosen)
+
+    def takes(nodes: int) -> int:
+        one = condense_graph.job(data, nodes=nodes, **chosen)
+        start = {**one.recipe.summary, **({"codec": options["codec"]} if "codec" in options else {})}
+        return one.modality.size(first_summary(one.modality, one.counts, seed=0, **start).export()).nbytes
+
+    count = sum(job.counts)
+    assert takes(count) <= nbytes
+    if "codec" in options:
+        assert (
+            count == sum(job.modality.full_sizes) or takes(count + 1) > nbytes or nbytes - takes(count) <= nbytes // 200
+        )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that nothing optimised fits is one of the two right ends
+        assert job.modality.size(job.run().export()).nbytes <= nbytes
+
+
+def test_sets_of_graphs_by_an_entropy_code() -> None:
+    geometric = pytest.importorskip("torch_geometric.data")
+    rng, graphs = generator("rings"), []
+    for number in range(60):
+        nodes = 4 + number % 4
+        ring = torch.stack([torch.arange(nodes), (torch.arange(nodes) + 1) % nodes])
+        x = (torch.rand(nodes, 20, generator=rng) < 0.1).float() * 0.5 + number % 2
+        graphs.append(geometric.Data(x=x, edge_index=torch.cat([ring, ring.flip(0)], 1), y=torch.tensor([number % 2])))
+    recipe = dataclasses.replace(recipes["dm"].on("graphs"), steps=2, validate_every=0)
+    plain, coded = (
+        condense_graphs.job(graphs, nbytes=4000, recipe=recipe, codec=codec, progress=False)
+        for codec in ("int8", "int8-entropy")
+    )
+    assert coded.counts[0] > plain.counts[0]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert coded.modality.size(coded.run().export()).nbytes <= 4000
 
 
 def test_a_log() -> None:

@@ -67,7 +67,7 @@ def run(modality, counts, name, settings):
     modality.to(dtype=torch.float64)
     summary = modality.summary(counts, rng=generator(0)).double()
     objective = registry.find("objectives", name)(**settings)
-    result = distill(modality, summary, objective, steps=4, lr=0.1, validate_every=2, progress=False,
+    result = distill(modality, summary, objective, steps=4, lr=0.1, validate_every=2, progress=False, nbytes=10**6,
                      validator="mlp" if modality.kind == "image" else "ntk")
     values = torch.cat([value.double().flatten() for value in result.summary.state_dict().values()])
     losses = [record["loss"] for record in result.history if "loss" in record]
