@@ -301,7 +301,7 @@ RECIPES = [
         schedule="cosine",
         overrides={
             # Pixels outside the valid range, as published: kept inside they score far less. The pool has the network that is
-            # evaluated, where the paper's has batch norm, which takes many more steps to get as far.
+            # evaluated, where the paper's has batch norm, which gets less far in hundreds of steps.
             "image": {
                 "summary": {"labels": "signed", "clamp": False},
                 "settings": {"learner": "convnet-w32-frepo-none"},
