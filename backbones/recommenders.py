@@ -24,9 +24,8 @@ from datastill.backbones.ridge import ridge_solve
 from datastill.errors import InputError, check_count, require
 
 Ridges = float | Sequence[float]
-_USERS = (
-    50_000  # whose products of items are summed at a time: sparse, with no more entries than the dense sum they go to
-)
+_USERS = 50_000
+"""Whose products of items are summed at a time: sparse, with no more entries than the dense sum that they go to."""
 
 
 class Recommender(ABC):

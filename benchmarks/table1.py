@@ -47,7 +47,7 @@ def known_rows() -> list[str]:
     return [f"{name}:{ipc}" for name in names for ipc in (1, 10) if ipc in recipes[name].published.get("MNIST", {})]
 
 
-def prepared(name: str, width: int, steps: int | None, changes: Mapping[str, Any], codec: str | None) -> Recipe:
+def prepared(name: str, width: int, steps: int | None, changes: Mapping[str, Any]) -> Recipe:
     """The recipe for images, its network (if it has one and names none) of `width` filters, with `steps` outer steps and those
     settings of `changes` that its objective has."""
     recipe = recipes[name].on("image")
@@ -59,8 +59,6 @@ def prepared(name: str, width: int, steps: int | None, changes: Mapping[str, Any
         settings["learner"] = f"convnet-w{width}"
     settings |= {key: value for key, value in changes.items() if key in fields}
     changed: dict[str, Any] = {"settings": settings}
-    if codec is not None:
-        changed["summary"] = {**recipe.summary, "codec": codec}
     if steps is not None and recipe.objective is not None:
         changed["steps"] = steps
     return dataclasses.replace(recipe, **changed)
@@ -106,13 +104,12 @@ def distilled(
 ) -> dict[str, Any]:
     """The scores of `options.runs` distillations."""
     runs = []
-    each = options.per_class
     # A published score stands beside what was measured on the same data by the same protocol, and beside nothing else.
     comparable = Path(options.data).name == "MNIST" and options.protocol is None
     for run in range(options.runs):
         began = time.perf_counter()
         out = folder / f"{recipe.name}-{ipc}-{run}"
-        counts, nbytes = budget(modality, recipe, ipc, run) if each is None else ([each] * modality.num_groups, None)
+        counts, nbytes = budget(modality, recipe, ipc, run)
         result = run_recipe(
             modality,
             counts,
@@ -176,10 +173,6 @@ def main() -> None:
     parser.add_argument(
         "--set", nargs="+", default=[], metavar="NAME=VALUE", help="settings, for objectives that have them"
     )
-    parser.add_argument("--codec", help="stores the pixels, in place of each recipe's")
-    parser.add_argument(
-        "--per-class", type=int, help="images of each class, in place of the row's, whose budget they are in"
-    )
     parser.add_argument("--learners", nargs=1, help="what is trained on the result, in place of the protocol's")
     parser.add_argument("--runs", type=int, default=1, help="distillations of a row")
     parser.add_argument("--seeds", type=int, default=5, help="networks trained on each result")
@@ -197,9 +190,7 @@ def main() -> None:
     modality = image_data(options.data).to(options.device)
     for row in options.rows:
         name, _, ipc = row.partition(":")
-        if options.per_class is not None:
-            row = f"{row}, {options.per_class} a class"
-        recipe = prepared(name, options.width, options.steps, changes, options.codec)
+        recipe = prepared(name, options.width, options.steps, changes)
         protocol = options.protocol or PROTOCOLS.get(recipe.protocol or "", recipe.protocol or "dsa")
         settings = {
             "data": Path(options.data).name,
@@ -210,11 +201,8 @@ def main() -> None:
             "runs": options.runs,
             "seeds": options.seeds,
         }
-        settings |= {
-            name: value
-            for name in ("codec", "per_class", "learners")
-            if (value := getattr(options, name)) is not None  # others are of the recipe and the protocol
-        }
+        if options.learners is not None:  # else the protocol's
+            settings["learners"] = options.learners
         settings = json.loads(json.dumps(settings))
         if content["rows"].get(row, {}).get("options") == settings:
             continue

@@ -28,7 +28,7 @@ from datastill.modalities.codec import Codec
 from datastill.modalities.graph_adjacency import BernoulliEdges, PairMLP, SyntheticEdges
 from datastill.modalities.graph_data import SplitChoice, read_graph
 from datastill.modalities.graph_initial import INITS, class_centres, in_proportion, pick_nodes, separate
-from datastill.modalities.graph_native import decoded_features, from_data, stored_size, to_data
+from datastill.modalities.graph_native import decoded_features, from_data, stored_size, to_data, without_zeros
 from datastill.modalities.graph_protocols import PUBLISHED
 from datastill.modalities.graph_summary import GraphSummary, StructuredGraphSummary
 from datastill.modalities.graph_teacher import teach
@@ -193,18 +193,15 @@ class GraphModality(ClassificationModality):
         nodes = self._parts[split].parts[split]
         if len(nodes) == 0:
             raise InputError(f"This graph has no {split} nodes: give data a mask or split that has some.")
-        if split in self._held:
-            yield from self._held[split]
-            return
-        width, bytes_each = self.graph.features.shape[1], self.dtype.itemsize
-        size = memory.chunk(2 * bytes_each * (width + self.hidden), self.device, most=_CHUNK)
-        batches = (self._batch(split, chunk, self._parts[split].labels) for chunk in nodes.split(size))
-        if memory.fits(bytes_each * width * len(nodes), self.device, most=_KEPT):
+        if split not in self._held:
+            width, bytes_each = self.graph.features.shape[1], self.dtype.itemsize
+            size = memory.chunk(2 * bytes_each * (width + self.hidden), self.device, most=_CHUNK)
+            batches = (self._batch(split, chunk, self._parts[split].labels) for chunk in nodes.split(size))
+            if not memory.fits(bytes_each * width * len(nodes), self.device, most=_KEPT):
+                return batches
             # A training scores them dozens of times, and they remember what they receive.
             self._held[split] = list(batches)
-            yield from self._held[split]
-        else:
-            yield from batches
+        return self._held[split]
 
     def fingerprint(self) -> str:
         """A sha256 hex digest of the features, edges, labels and parts."""
@@ -403,9 +400,7 @@ class GraphModality(ClassificationModality):
         """Bytes that a summary takes with the edges that it begins with, whatever entropy coding of its features saves."""
         plain = None if codec is None else Codec(codec).plain
         made = self.summary(counts, rng=generator("stored bytes"), codec=plain, **options).export()
-        if made.x.is_floating_point():  # zeros among features, which count for nothing, do not stay zeros
-            made.x = torch.ones_like(made.x)
-        found = self.size(made).nbytes
+        found = self.size(without_zeros(made)).nbytes
         return found + (codec != plain)  # entropy coding keeps what it does not shorten, behind one byte
 
     def shapes_decide_bytes(self, **options: Any) -> bool:

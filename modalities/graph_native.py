@@ -20,6 +20,14 @@ def encoded_features(codec: Codec, features: Tensor) -> Tensor:
     return torch.frombuffer(bytearray(data), dtype=torch.uint8)
 
 
+def without_zeros(graph: Any) -> Any:
+    """`graph`, changed so that no feature that is a number is zero: zeros of a beginning, which may be stored for nothing, do not
+    stay zeros when they are optimised."""
+    if graph.x is not None and graph.x.is_floating_point():
+        graph.x = torch.ones_like(graph.x)
+    return graph
+
+
 def decoded_features(coded: Tensor, shape: tuple[int, ...]) -> Tensor:
     """The features, float32 of `shape`, of what `encoded_features` gave.
 

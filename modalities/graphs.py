@@ -27,7 +27,7 @@ from datastill.modalities.classification import ClassificationModality
 from datastill.modalities.codec import Codec
 from datastill.modalities.graph_adjacency import BernoulliEdges
 from datastill.modalities.graph_initial import pick_nodes, separate
-from datastill.modalities.graph_native import decoded_features
+from datastill.modalities.graph_native import decoded_features, without_zeros
 from datastill.modalities.graphs_data import GraphSet, Splits, read_graphs, read_parts
 from datastill.modalities.graphs_features import Integers, features_for
 from datastill.modalities.graphs_initial import INITS, central_graphs, cut, fitting
@@ -154,18 +154,15 @@ class GraphsModality(ClassificationModality):
 
     def held_out(self, split: Split) -> Iterable[Batch]:
         """The graphs of a held-out part, 1024 at a time, or as many as fit into memory."""
-        if split in self._held:
-            yield from self._held[split]
-            return
-        everything = sum(tensor.numel() * tensor.element_size() for tensor in tensors_of(self._everything))
-        bytes_each = everything // len(self.graphs)
-        chunks = self.parts[split].split(memory.chunk(2 * bytes_each, self.device, most=_CHUNK))
-        batches = (self._batch(chunk) for chunk in chunks)
-        if memory.fits(bytes_each * len(self.parts[split]), self.device, most=_KEPT):
+        if split not in self._held:
+            everything = sum(tensor.numel() * tensor.element_size() for tensor in tensors_of(self._everything))
+            bytes_each = everything // len(self.graphs)
+            chunks = self.parts[split].split(memory.chunk(2 * bytes_each, self.device, most=_CHUNK))
+            batches = (self._batch(chunk) for chunk in chunks)
+            if not memory.fits(bytes_each * len(self.parts[split]), self.device, most=_KEPT):
+                return batches
             self._held[split] = list(batches)
-            yield from self._held[split]
-        else:
-            yield from batches
+        return self._held[split]
 
     def fingerprint(self) -> str:
         """A sha256 hex digest of the graphs, their labels and the split."""
@@ -333,9 +330,8 @@ class GraphsModality(ClassificationModality):
         """Bytes that a summary takes with the edges that it begins with, whatever entropy coding of its features saves."""
         plain = None if codec is None else Codec(codec).plain
         made = self.summary(counts, rng=generator("stored bytes"), codec=plain, **options).export()
-        for graph in made:  # zeros among features, which count for nothing, do not stay zeros
-            if graph.x is not None and graph.x.is_floating_point():
-                graph.x = torch.ones_like(graph.x)
+        for graph in made:
+            without_zeros(graph)
         found = self.size(made).nbytes
         return found + (codec != plain)  # entropy coding keeps what it does not shorten, behind one byte
 

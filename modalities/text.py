@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -143,21 +143,18 @@ class TextModality(ClassificationModality):
         index = torch.cat(picks)
         return Batch(self._tokens(index), self._labels[index], self._labels[index])
 
-    def held_out(self, split: Split) -> Iterator[Batch]:
+    def held_out(self, split: Split) -> Iterable[Batch]:
         if split not in self._held:
             raise InputError("This text modality has no test texts; give them as test=(texts, labels).")
-        if split in self._moved:
-            yield from self._moved[split]
-            return
-        rows, mask, ids = self._held[split]
-        vectors = self.embeddings.vectors
-        parts = torch.arange(len(ids)).split(self._at_once(self.dtype))
-        made = (Batch(Tokens(vectors[rows[p]], mask[p]), ids[p], ids[p]).to(self.device, self.dtype) for p in parts)
-        if memory.fits(self.dtype.itemsize * rows.numel() * self.embeddings.width, self.device, most=_KEPT):
+        if split not in self._moved:
+            rows, mask, ids = self._held[split]
+            vectors = self.embeddings.vectors
+            parts = torch.arange(len(ids)).split(self._at_once(self.dtype))
+            made = (Batch(Tokens(vectors[rows[p]], mask[p]), ids[p], ids[p]).to(self.device, self.dtype) for p in parts)
+            if not memory.fits(self.dtype.itemsize * rows.numel() * self.embeddings.width, self.device, most=_KEPT):
+                return made
             self._moved[split] = list(made)
-            yield from self._moved[split]
-        else:
-            yield from made
+        return self._moved[split]
 
     def fingerprint(self) -> str:
         """Digest of the training and validation texts, their labels, and the name of the embeddings."""
