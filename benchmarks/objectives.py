@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from harness import ROOT, write_results
+from harness import ROOT, STARTED, write_results
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
@@ -292,6 +292,7 @@ def main() -> None:
         ratios = {key: first[key] / max(second[key], 1e-9) for key in first}
         results[row] = {
             "settings": ROWS[row],
+            "commit": STARTED["commit"],
             "threads": torch.get_num_threads(),
             "runs": found,
             sides[0]: first,
