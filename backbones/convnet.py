@@ -14,9 +14,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from datastill.backbones.base import Learner
+from datastill.backbones.base import Learner, by_block, constant
 from datastill.backbones.batch import Batch
+from datastill.backbones.by_group import Tape, passes
 from datastill.backbones.fast import CHUNK, Block, Conv3x3, HalvingMean
+from datastill.backbones.losses import slopes_of
 from datastill.errors import check_count, require
 
 Norm = Literal["instance", "group", "layer", "batch", "none"]
@@ -52,6 +54,8 @@ class ConvNet(Learner):
             blocks but the first begin with their norm, so that features are not normalised; the statistics of "batch" follow
             training nearly at once; weights begin by LeCun's rule, biases at zero.
     """
+
+    head: nn.Linear
 
     def __init__(
         self,
@@ -129,19 +133,46 @@ class ConvNet(Learner):
     def group_gradients(
         self, batch: Batch, groups: Sequence[int], loss: Callable[[Tensor, Any], Tensor], *, create_graph: bool
     ) -> list[Tensor]:
-        """As every learner's; without a graph, a CPU adds up the gradients of chunks. `loss` has to be a mean over points."""
-        if create_graph or self.training or batch.inputs.device.type != "cpu":
+        """As every learner's, several groups in one pass. `loss` has to be a mean over points."""
+        if self.training:
             return super().group_gradients(batch, groups, loss, create_graph=create_graph)
-        found: list[list[Tensor]] = []
-        for group in groups:
-            points, total = batch.of_group(group), [torch.zeros_like(value) for value in self.parameters()]
-            for rows in torch.arange(len(points)).split(CHUNK):
-                part = points.take(rows)
-                value = len(rows) / len(points) * loss(self(part.inputs), part.targets)
-                for total_part, grad in zip(total, torch.autograd.grad(value, list(self.parameters()))):
-                    total_part.add_(grad)
-            found.append(total)
-        return [torch.stack(parts) for parts in zip(*found)]
+        order, sizes = batch.in_blocks(groups)
+        if order is not None:
+            batch = batch.take(order)
+        most = self.points_at_a_time() or (len(batch) if create_graph else max(sizes))
+        plan = list(passes(sizes, max(most, *sizes) if create_graph else most))  # with a graph groups stay whole
+        rows = torch.arange(len(batch), device=batch.groups.device).split([points for _, points in plan])
+        parts = zip((positions for positions, _ in plan), (batch.take(index) for index in rows))
+        if create_graph:
+            each = [self._block_gradients(part, sizes[mine], loss, create_graph=True) for mine, part in parts]
+            return [torch.cat(found) for found in zip(*each)] if len(each) > 1 else each[0]
+        total = [value.new_zeros(len(sizes), *value.shape) for value in self.parameters()]
+        for mine, part in parts:
+            if mine.stop - mine.start > 1:
+                gradients = self._block_gradients(part, sizes[mine], loss, create_graph=False)
+            else:  # autograd has both gradients of a convolution at once, which takes less time
+                value = len(part) / sizes[mine.start] * loss(self(part.inputs), part.targets)
+                gradients = list(torch.autograd.grad(value, list(self.parameters())))
+            for whole, gradient in zip(total, gradients):
+                whole[mine] += gradient
+        return total
+
+    def _block_gradients(
+        self, batch: Batch, sizes: Sequence[int], loss: Callable[[Tensor, Any], Tensor], *, create_graph: bool
+    ) -> list[Tensor]:
+        """Of all points, in groups of these sizes that stand one after the other."""
+        tape = Tape(sizes)
+        with torch.enable_grad():
+            maps = batch.inputs
+            for block in self.blocks:
+                assert isinstance(block, Block)
+                maps = block.by_group(maps, tape)
+            features = maps.reshape(len(maps), -1)
+        with torch.set_grad_enabled(create_graph):
+            known = features if create_graph else features.detach()
+            slopes = slopes_of(loss, constant(self.head)(known), batch.targets, sizes, differentiable=create_graph)
+            hidden = tape.gradients(features, slopes @ self.head.weight.detach(), create_graph=create_graph)
+            return [*hidden, by_block(slopes, known, sizes), by_block(slopes, None, sizes)]
 
 
 def make_norm(norm: Norm, width: int, *, momentum: float = 0.1) -> nn.Module:

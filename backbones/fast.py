@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from datastill.backbones.by_group import Tape, convolve, normalise
 from datastill.backbones.precision import Conv2d
 
 CHUNK = 32
@@ -83,10 +84,28 @@ class Block(nn.Sequential):
     """
 
     def forward(self, inputs: Tensor) -> Tensor:
-        if self._is_product() and inputs.shape[2] % 2 == 0 and inputs.shape[3] % 2 == 0:
-            return self._product(inputs)
+        if self._goes_as_product(inputs):
+            return self._product(inputs, *self.parameters())
         outputs: Tensor = super().forward(inputs)
         return outputs
+
+    def by_group(self, inputs: Tensor, tape: Tape) -> Tensor:
+        """What `forward` makes of `inputs`, in eval mode, for gradients by groups of points."""
+        if self._goes_as_product(inputs):
+            return self._product(inputs, *(tape.for_each_point(value, len(inputs)) for value in self.parameters()))
+        watched = False
+        for part in self:
+            if isinstance(part, Conv3x3):
+                inputs, watched = convolve(part, inputs, tape), True
+            elif isinstance(part, nn.GroupNorm | nn.BatchNorm2d):
+                inputs, watched = normalise(part, inputs, tape), False
+            elif not isinstance(part, nn.Identity):
+                # An activation may write into what it reads, and the tape watches the maps as they are.
+                inputs, watched = part(inputs.clone() if watched else inputs), False
+        return inputs
+
+    def _goes_as_product(self, inputs: Tensor) -> bool:
+        return self._is_product() and inputs.shape[2] % 2 == 0 and inputs.shape[3] % 2 == 0
 
     def _is_product(self) -> bool:
         conv, norm, activation, pool = self
@@ -99,18 +118,17 @@ class Block(nn.Sequential):
             and isinstance(pool, HalvingMean)
         )
 
-    def _product(self, inputs: Tensor) -> Tensor:
-        conv, norm, activation, _ = self
-        assert isinstance(conv, Conv3x3)
+    def _product(self, inputs: Tensor, weight: Tensor, bias: Tensor, gain: Tensor, offset: Tensor) -> Tensor:
+        """With weight and bias of the convolution and of the norm, one for all points or for each its own."""
+        _, norm, activation, _ = self
         assert isinstance(norm, nn.GroupNorm)
-        assert conv.bias is not None
-        filters, patches = conv.weight.flatten(1), _corner_patches(inputs)
+        filters, patches = weight.flatten(-3), _corner_patches(inputs)
         patches = patches - patches.mean(2, keepdim=True)
         covariance = patches @ patches.mT / patches.shape[2]
         variance = ((filters @ covariance) * filters).sum(2)
-        scale = norm.weight * (variance + norm.eps).rsqrt()
+        scale = gain * (variance + norm.eps).rsqrt()
         # Norm takes the convolution's bias out, whose gradient is zero and not none.
-        shift = (norm.bias + 0 * conv.bias).expand_as(scale)
+        shift = (offset + 0 * bias).expand_as(scale)
         weights = torch.cat([scale[..., None] * filters, shift[..., None]], 2)
         patches = torch.cat([patches, torch.ones_like(patches[:, :1])], 1)
         height, width = inputs.shape[2:]

@@ -45,8 +45,13 @@ def convolved_in(precision: Precision) -> Iterator[None]:
 class Conv2d(nn.Conv2d):
     """PyTorch's, or within `convolved_in("bfloat16")` the same with inputs, weights and outputs rounded to bfloat16."""
 
+    def multiplies_in(self, inputs: Tensor) -> torch.dtype:
+        """Of what type the factors are that `inputs` and weights are rounded to."""
+        return torch.bfloat16 if _reduced.get() and self.in_channels > _FEW else inputs.dtype
+
     def forward(self, inputs: Tensor) -> Tensor:
-        if not _reduced.get() or self.in_channels <= _FEW:
+        dtype = self.multiplies_in(inputs)
+        if dtype == inputs.dtype:
             return super().forward(inputs)
-        bias = None if self.bias is None else self.bias.to(torch.bfloat16)
-        return self._conv_forward(inputs.to(torch.bfloat16), self.weight.to(torch.bfloat16), bias).to(inputs.dtype)
+        bias = None if self.bias is None else self.bias.to(dtype)
+        return self._conv_forward(inputs.to(dtype), self.weight.to(dtype), bias).to(inputs.dtype)

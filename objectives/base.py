@@ -189,9 +189,9 @@ def network_bytes(
     if sum(sizes):
         one = modality.real(1, rng=rng)
         whole, largest = activations(net, one.inputs)
-        together = max(sizes) if real == "gradients" else sum(sizes)
-        if real != "layers":
-            together = min(together, net.points_at_a_time() or together)
+        together = sum(sizes)
+        if real != "layers":  # gradients take a group at a time, or as many of several as the learner looks at together
+            together = min(together, net.points_at_a_time() or (max(sizes) if real == "gradients" else together))
         of_pass = 2 * largest if real == "embed" else (2 if real == "gradients" else 1) * whole
         nbytes += of_pass if net.couples_points else of_pass * together // len(one)
     return nbytes + input_bytes(modality, sum(sizes))
