@@ -64,6 +64,15 @@ class Batch:
         return map_tensors(Tensor.detach, self)
 
 
+def joined(batches: Sequence[Batch]) -> Batch | None:
+    """The points of all batches, one batch after the other; None where inputs or targets are not plain tensors."""
+    nests = [nest for batch in batches for nest in (batch.inputs, batch.targets)]
+    if not all(type(nest) is Tensor for nest in nests):
+        return None
+    parts = zip(*((batch.inputs, batch.targets, batch.groups) for batch in batches))
+    return Batch(*(torch.cat(each) for each in parts))
+
+
 def take(nest: Any, index: Tensor) -> Any:
     """Select points from a nest of tensors along their first dimension, or by the nest's own `take`."""
     if isinstance(nest, Tensor):

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from datastill import processes
 from datastill.backbones.base import Learner
-from datastill.backbones.batch import Batch
+from datastill.backbones.batch import Batch, joined
 from datastill.backbones.precision import Precision, check_precision, convolved_in
 from datastill.backbones.training import Protocol, make_optimizer
 from datastill.errors import check_count, require, unknown_name
@@ -187,13 +187,17 @@ class GradientMatching(Objective):
     ) -> list[Tensor]:
         """Gradients of each group's mean loss: for each parameter (groups, *shape)."""
         assert self._net is not None
-        if not self.augment:
-            return self._net.group_gradients(batch, groups, self.modality.loss, create_graph=differentiable)
-        parts = []
-        for group, seed in zip(groups, seeds):
-            points = self.modality.augment(batch.of_group(group), seed)
-            parts.append(self._net.group_gradients(points, [group], self.modality.loss, create_graph=differentiable))
-        return [torch.cat(each) for each in zip(*parts)]
+        if self.augment:
+            each = [self.modality.augment(batch.of_group(group), seed) for group, seed in zip(groups, seeds)]
+            together = joined(each)
+            if together is None:
+                parts = [
+                    self._net.group_gradients(points, [group], self.modality.loss, create_graph=differentiable)
+                    for points, group in zip(each, groups)
+                ]
+                return [torch.cat(one) for one in zip(*parts)]
+            batch = together
+        return self._net.group_gradients(batch, groups, self.modality.loss, create_graph=differentiable)
 
     def after_step(self, rng: torch.Generator) -> None:
         self._turn += len(self._groups) if self.groups_per_step is None else self.groups_per_step

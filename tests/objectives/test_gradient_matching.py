@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from datastill.backbones.base import Learner
 from datastill.backbones.batch import Batch
+from datastill.backbones.convnet import ConvNet
 from datastill.checks.toy import ToyModality
 from datastill.errors import InputError
 from datastill.modalities.image import ImageModality
@@ -257,3 +258,25 @@ def test_a_run_that_stops_within_a_round_goes_on_in_it() -> None:
 def test_refusals(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         started([1, 1, 1], **settings)
+
+
+def test_augmented_groups_in_one_pass_are_those_that_go_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    labels = torch.tensor([0] * 6 + [1] * 9 + [2] * 7)
+    pixels = torch.rand(len(labels), 1, 8, 8, generator=generator("augmented"), dtype=torch.float64)
+    results = []
+    for alone in (False, True):
+        if alone:
+            monkeypatch.setattr("datastill.objectives.gradient_matching.joined", lambda batches: None)
+            monkeypatch.setattr(ConvNet, "group_gradients", Learner.group_gradients)
+        modality = ImageModality(pixels, labels)
+        summary = modality.summary([1, 2, 1], rng=generator("summary"))
+        objective = GradientMatching(learner="convnet-d2-w12", augment=True)
+        objective.start(modality, summary)
+        loss = objective.loss(generator("loss"))
+        parameters = [value for values in summary.parameter_groups().values() for value in values]
+        results.append([loss.detach(), *torch.autograd.grad(loss, parameters, allow_unused=True)])
+    for together, one in zip(*results):
+        if together is None or one is None:
+            assert together is one
+        else:
+            assert torch.allclose(together, one, rtol=1e-4, atol=1e-6)
