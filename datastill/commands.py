@@ -85,13 +85,16 @@ def condense(kind: str, arguments: Sequence[str]) -> None:
 
 def evaluate_run(arguments: Sequence[str]) -> None:
     """Score the summary in a run folder with other learners, baselines or more seeds; all other scores are kept."""
-    from datastill import artifact
+    from datastill import artifact, memory
     from datastill.evaluation import evaluate
 
     about = "Train fresh learners on the summary in a run folder and score them on held-out real data."
     parser = make_parser("evaluate", about)
     parser.add_argument("run", type=str, help="run folder of `datastill image`, `text`, `graph` or `interactions`")
     parser.add_argument("--data", type=str | None, default=None, help="where the target data lie now, if they moved")
+    parser.add_argument(
+        "--memory", type=str | None, default=None, help="bytes that may be used, such as 4GiB; default: what is free"
+    )
     _add_evaluation(parser)
     options = vars(parser.parse_args(with_dashes(arguments)))
     require(options["seeds"] > 0, f"seeds must be at least 1, got {options['seeds']}.")
@@ -102,20 +105,21 @@ def evaluate_run(arguments: Sequence[str]) -> None:
         raise ArtifactError(f"{folder / SETTINGS} is of a run on {kind} data, the artifact holds {stored.kind} data.")
     if options["data"] is not None:
         used["data"] = options["data"]
-    modality = open_modality(kind, used)
-    if modality.fingerprint() != stored.fingerprint:
-        raise InputError(
-            f"The data in {used.get('data')!r} are not those that {folder} was distilled from; name the right ones by --data."
+    with memory.limit(options["memory"]):
+        modality = open_modality(kind, used)
+        if modality.fingerprint() != stored.fingerprint:
+            raise InputError(
+                f"The data in {used.get('data')!r} are not those that {folder} was distilled from; name the right ones by --data."
+            )
+        evaluation = evaluate(
+            stored,
+            modality,
+            seeds=options["seeds"],
+            learners=_listed(options["learners"]),
+            baselines=_baselines(options["baselines"]),
+            protocol=options["protocol"],
+            progress=not options["quiet"],
         )
-    evaluation = evaluate(
-        stored,
-        modality,
-        seeds=options["seeds"],
-        learners=_listed(options["learners"]),
-        baselines=_baselines(options["baselines"]),
-        protocol=options["protocol"],
-        progress=not options["quiet"],
-    )
     print(evaluation.table())
     found, before = evaluation.to_json(), stored.evaluation or {}
     now = {(row.data, row.learner, row.protocol) for row in evaluation.rows}

@@ -441,3 +441,13 @@ def test_the_shell_gives_memory_and_records_none_of_it(
     stored = [path.read_text(encoding="utf-8") for path in (tmp_path / "run").rglob("*.json")]
     assert stored
     assert not any("20KB" in text for text in stored)
+    again = ["evaluate", str(tmp_path / "run"), "--seeds", "1", "--baselines", "none", "--quiet", "--memory"]
+    with pytest.raises(SystemExit) as end:
+        main([*again, "lots"])
+    assert end.value.code == 2
+    assert "memory must be bytes such as 4GiB, 800MB or 1e9, got 'lots'.\n" in capsys.readouterr().err
+    sizes.clear()
+    with pytest.raises(SystemExit) as end:
+        main([*again, "20KB"])
+    assert end.value.code == 0
+    assert 0 < min(sizes) < 20
