@@ -7,8 +7,8 @@
 
 Each row condenses (or draws) `--runs` times with other seeds and trains one fresh network on each; the full data are trained on
 three times. Selection is on validation graphs, scores are of the test graphs. TU sets are split as DosCond's code does (seed 0,
-a tenth for testing, a tenth for validation), OGB's by their scaffold split. "number" reads atoms as raw integers, as DosCond has
-it, and "onehot" as the categories that they are; rows are to be compared within one reading.
+a tenth for testing, a tenth for validation), OGB's by their scaffold split. "number" reads atoms as raw integers, as DosCond's
+code has it, and "onehot" as the categories that they are, as the recipes have it; rows are to be compared within one reading.
 A run is written when it is done, and is not done again.
 """
 
@@ -105,7 +105,7 @@ class Target:
         """How a method's rows read integers; a recipe says it itself."""
         if not self.categorical:
             return ("number",)
-        return {"doscond": ("number",), "graphs-default": ("onehot",)}.get(method, ("number", "onehot"))
+        return ("onehot",) if method in RECIPES else ("number", "onehot")
 
 
 def measure(

@@ -118,9 +118,9 @@ RECIPES = [
         validator="sgc",
         overrides={
             "graphs": {
-                "target": {"integers": "number"},
                 "settings": {"real_size": 64, "distance": "relative"},
-                # Published are random graphs filled up with empty nodes; the most central graphs as they are do better.
+                # Published: random graphs, filled up with empty nodes; categories read as numbers. On validation the most central
+                # graphs as they are do better, and categories as what they are.
                 "summary": {"init": "central"},
                 "steps": 300,
                 "lr": {"features": 0.01, "adjacency": 0.1},

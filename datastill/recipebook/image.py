@@ -142,22 +142,25 @@ RECIPES = [
         name="rfad",
         title="kernel ridge regression on the features of random wide networks, Platt-scaled, with learned labels",
         paper="Loo et al., NeurIPS 2022, arXiv 2210.12067",
-        published={"MNIST": {1: 94.4, 10: 98.5, 50: 98.8}, "CIFAR-10": {1: 53.6, 10: 66.3, 50: 71.1}},
-        protocol="rfad",
+        # By kernel regression, like the objective; a network of width 1024 by the protocol "rfad" has 94.4, 98.5, 98.8 of MNIST.
+        published={"MNIST": {1: 97.2, 10: 99.1, 50: 99.1}, "CIFAR-10": {1: 61.4, 10: 73.7, 50: 76.6}},
+        protocol="krr-rfad",
         modalities=("image",),
         objective="kernel-ridge",
+        # The paper has eight networks of width 256 and 512 real images a class: 160 times the work of a step.
         settings={
             "kernel": "features",
-            "learner": "convnet-w256-none",
-            "learners": 8,
+            "learner": "convnet-w64-none",
+            "learners": 4,
             "draw": "gaussian",
             "platt": True,
             "ridge": 5e-3,
-            "real_size": 512,
+            "real_size": 102,
         },
-        summary={"labels": "signed"},
-        steps=1000,
-        lr={"points": 0.03, "labels": 0.003, "sharpness": 0.01},
-        validator="cnngp",
+        summary={"labels": "signed", "clamp": False},
+        steps=2000,
+        lr={"points": 0.1, "labels": 0.1, "sharpness": 0.03},
+        schedule="cosine",  # each step has networks of its own, and the noise of that has to be averaged out
+        validate_every=0,  # the kernel of these networks in the limit takes longer to validate by than a run
     ),
 ]

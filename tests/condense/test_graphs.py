@@ -78,7 +78,7 @@ def test_recipes_run_on_all_kinds_of_features(recipe: str, features: str) -> Non
     assert len(small) == 4
     assert all(torch.isfinite(part.x.float()).all() for part in small)
     assert small[0].y.shape == data[0].y.shape
-    if features == "categories" and recipe != "doscond":  # which reads integers as numbers
+    if features == "categories":
         assert all(part.x.dtype == torch.int64 for part in small)
         assert set(torch.cat([part.x for part in small])[:, 1].tolist()) <= {0, 1, 3, 4}
     if features == "none":
