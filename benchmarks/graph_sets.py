@@ -2,13 +2,13 @@
 
     python benchmarks/graph_sets.py                                  every run that the result file lacks
     python benchmarks/graph_sets.py --sets MUTAG --per-class 1 10    some of them
-    python benchmarks/graph_sets.py --sets NCI1 --methods graphs-default --per-class 1 --nodes 45   in graphs of up to 45 nodes
+    python benchmarks/graph_sets.py --sets NCI1 --methods doscond --per-class 1 --nodes 45   in graphs of up to 45 nodes
     python benchmarks/graph_sets.py --sets ogbg-molbace --methods doscond --set contrast_networks=0   all classes in one loss
 
 Each row condenses (or draws) `--runs` times with other seeds and trains one fresh network on each; the full data are trained on
 three times. Selection is on validation graphs, scores are of the test graphs. TU sets are split as DosCond's code does (seed 0,
 a tenth for testing, a tenth for validation), OGB's by their scaffold split. "number" reads atoms as raw integers, as DosCond's
-code has it, and "onehot" as the categories that they are, as the recipes have it; rows are to be compared within one reading.
+code has it, and "onehot" as the categories that they are, as the recipe has it; rows are to be compared within one reading.
 A run is written when it is done, and is not done again.
 """
 
@@ -70,10 +70,10 @@ PUBLISHED: dict[str, dict[str, dict[int, tuple[float, float | None]]]] = {
         "full data": {0: (64.6, 0.4)},
     },
 }
-RECIPES = ("doscond", "graphs-default")
+RECIPE = "doscond"
 CORESETS = ("random", "herding", "k-center")
 FULL = "full data"
-METHODS = (*CORESETS, *RECIPES, FULL)
+METHODS = (*CORESETS, RECIPE, FULL)
 
 
 def split_of(count: int) -> dict[str, torch.Tensor]:
@@ -105,17 +105,17 @@ class Target:
         """How a method's rows read integers; a recipe says it itself."""
         if not self.categorical:
             return ("number",)
-        return ("onehot",) if method in RECIPES else ("number", "onehot")
+        return ("onehot",) if method == RECIPE else ("number", "onehot")
 
 
 def measure(
     target: Target, method: str, reading: str, per_class: int, seed: int, nodes: int | None, changes: dict[str, Any]
 ) -> dict[str, Any]:
-    """One run of a row: condense (into graphs of at most `nodes` nodes, with `changes` of the recipe's settings) or draw, train
+    """One run of a row: condense (into graphs of at most `nodes` nodes, with `changes` of its settings) or draw, train
     a fresh network, score it."""
     data = target.modality(reading)
     began, cpu, best = time.perf_counter(), time.process_time(), None
-    if method in RECIPES:
+    if method == RECIPE:
         recipe = recipes[method].on("graphs")
         options = {
             **target.given,
@@ -164,8 +164,7 @@ def table(rows: list[dict[str, Any]]) -> str:
         runs = row["runs"]
         values = [100 * run["scores"][row["metric"]] for run in runs]
         spread = statistics.stdev(values) if len(values) > 1 else 0.0
-        as_published = "doscond" if row["method"] == "graphs-default" else row["method"]
-        published = PUBLISHED[row["set"]].get(as_published, {}).get(row["per_class"])
+        published = PUBLISHED[row["set"]].get(row["method"], {}).get(row["per_class"])
         known = "" if published is None else f"{published[0]:.1f}" + (f" ± {published[1]:.1f}" if published[1] else "")
         seconds = statistics.median(run["cpu_seconds"] for run in runs)
         other = {"nodes": row["nodes"]} if "nodes" in row else {}
@@ -181,7 +180,7 @@ def table(rows: list[dict[str, Any]]) -> str:
                 known,
                 f"{runs[0]['points']:,}",
                 f"{runs[0]['bytes']:,}",
-                f"{seconds:.1f}" if row["method"] in RECIPES else "",
+                f"{seconds:.1f}" if row["method"] == RECIPE else "",
             ]
         )
     head = [
@@ -215,7 +214,7 @@ def main() -> None:
         "--nodes", type=int, help="of the largest synthetic graph, in place of the recipe's; rows of their own"
     )
     parser.add_argument(
-        "--set", nargs="+", default=[], metavar="NAME=VALUE", help="settings of the recipes; rows of their own"
+        "--set", nargs="+", default=[], metavar="NAME=VALUE", help="settings of the recipe; rows of their own"
     )
     parser.add_argument("--runs", type=int, default=5, help="seeds of each row; of the full data at most 3")
     parser.add_argument("--threads", type=int, default=1)
@@ -237,7 +236,7 @@ def main() -> None:
             for reading in target.readings(method):
                 rows = load(options.out)
                 head = {"set": name, "per_class": budget, "method": method, "reading": reading}
-                if method in RECIPES:
+                if method == RECIPE:
                     head |= {"nodes": options.nodes} if options.nodes is not None else {}
                     head |= {"settings": changes} if changes else {}
                 row = rows.setdefault(key(head), {**head, "metric": target.modality(reading).metric, "runs": []})

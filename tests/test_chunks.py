@@ -356,7 +356,7 @@ DOORS: dict[str, tuple[Callable[..., Any], Callable[[], tuple[Any, ...]], dict[s
     "graphs": (
         condense_graphs,
         lambda: (molecules(),),
-        {"per_class": 1, "recipe": quick("graphs-default", "graphs")},
+        {"per_class": 1, "recipe": quick("doscond", "graphs")},
         lambda small: [one.x for one in small],
     ),
     "interactions": (condense_interactions, lambda: (tastes(),), {"users": 2}, lambda small: small.weights),

@@ -20,7 +20,7 @@ from datastill.sources_graphs import read_graph_sets
 
 pyg = pytest.importorskip("torch_geometric.data")
 SHARED = Path(__file__).resolve().parents[2] / "../shared/data"
-RECIPES = ("graphs-default", "doscond", "dm", "kip")
+RECIPES = ("doscond", "dm", "kip")
 
 
 def rings_and_stars(count: int = 80, features: str = "numbers") -> list[Any]:
@@ -45,7 +45,7 @@ def rings_and_stars(count: int = 80, features: str = "numbers") -> list[Any]:
     return found
 
 
-def quick(name: str = "graphs-default", steps: int = 5) -> dict[str, Any]:
+def quick(name: str = "doscond", steps: int = 5) -> dict[str, Any]:
     """Options of a short run that trains no network for validation."""
     recipe = dataclasses.replace(recipes[name].on("graphs"), steps=steps, validate_every=0)
     return {"recipe": recipe, "progress": False}
@@ -142,7 +142,7 @@ def test_pyg_networks_train_on_the_result(name: str, adjacency: Any) -> None:
 
 def test_distillation_lowers_the_loss_and_keeps_the_best_moment() -> None:
     data = rings_and_stars()
-    recipe = dataclasses.replace(recipes["graphs-default"].on("graphs"), validator="ntk", steps=60, validate_every=20)
+    recipe = dataclasses.replace(recipes["doscond"].on("graphs"), validator="ntk", steps=60, validate_every=20)
     result = condense_graphs.job(data, per_class=1, recipe=recipe, progress=False).run()
     losses = [entry["loss"] for entry in result.history if "loss" in entry]
     assert min(losses[-10:]) < 0.7 * losses[0]
@@ -156,7 +156,9 @@ def test_budgets_and_sizes() -> None:
     small = condense_graphs(data, per_class=3, nodes=5, **quick())
     assert len(small) == 6
     assert max(part.num_nodes for part in small) <= 5
-    padded = condense_graphs(data, per_class=2, nodes=5, **quick("doscond", 2))
+    recipe = quick(steps=2)["recipe"]
+    keeping = dataclasses.replace(recipe, summary={**recipe.summary, "padding": "keep"})
+    padded = condense_graphs(data, per_class=2, nodes=5, recipe=keeping, progress=False)
     assert {part.num_nodes for part in padded} == {5}
 
 
@@ -171,7 +173,7 @@ def test_edges_have_both_directions_and_adjacency_can_be_chosen() -> None:
 
 
 @pytest.mark.parametrize("features", ["numbers", "categories", "none"])
-@pytest.mark.parametrize("recipe", ["graphs-default", "doscond", "herding"])
+@pytest.mark.parametrize("recipe", ["doscond", "herding"])
 def test_a_run_folder_gives_the_same_list_back(tmp_path: Path, recipe: str, features: str) -> None:
     data = rings_and_stars(40, features)
     options = {"recipe": recipe, "progress": False} if recipe == "herding" else quick(recipe, 2)
