@@ -1,4 +1,4 @@
-"""How much faster a step of gradient matching is than a plain loop of the same losses, and what the adjacency takes.
+"""How much faster a step of gradient matching is than a plain loop of the same losses, what the adjacency takes, how cost grows.
 
     python benchmarks/graphs.py                    all of it
     python benchmarks/graphs.py --jobs gcond       one job
@@ -8,13 +8,16 @@ in a run, and of single ones, which begin with what the other loop has left of t
 Before that both run in float64, where their losses have to agree: to the last digits, save for what the library knows of
 constant graphs (A X of small ones), which it computes in float32 once.
 
-How the cost of a whole run grows with the graph is measured by graph_scale.py, in processes of their own.
+How the cost of a whole run grows with the graph ("scale") is measured by graph_scale.py, in processes of their own; its result
+file and table have larger graphs too.
 """
 
 from __future__ import annotations
 
 import argparse
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from copy import deepcopy
@@ -36,6 +39,7 @@ from datastill.sources_graphs import read_graph_sets
 
 SEED = 0
 STRETCH = 10
+GROWTH = (20_000, 60_000, 170_000)
 Prepare = Callable[[torch.dtype], tuple[Callable[[Callable[[Event], None], int], None], Iterator[float]]]
 
 
@@ -166,7 +170,7 @@ def main() -> None:
     """Run the jobs, print the tables and write them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     jobs: dict[str, tuple[int, Callable[[Path], Prepare]]] = {"gcond": (51, gcond), "doscond": (40, doscond)}
-    parser.add_argument("--jobs", nargs="+", default=[*jobs, "memory"], choices=[*jobs, "memory"])
+    parser.add_argument("--jobs", nargs="+", default=[*jobs, "memory", "scale"], choices=[*jobs, "memory", "scale"])
     parser.add_argument("--steps", type=int, help="timed steps of each, in float32")
     parser.add_argument("--check-steps", type=int, default=12, help="steps in float64 whose losses have to agree")
     parser.add_argument("--threads", type=int, default=1)
@@ -201,7 +205,11 @@ def main() -> None:
             for row in content["pair_memory"]
         ]
         print(format_table(["nodes", "", "library, MiB", "plain, MiB", "n n h floats", "n n 2d floats"], table))
-    write_results(options.out, content)
+    if content["speed"] or "pair_memory" in content:
+        write_results(options.out, content)
+    if "scale" in options.jobs:
+        command = [sys.executable, str(ROOT / "benchmarks" / "graph_scale.py"), "--nodes", *map(str, GROWTH)]
+        subprocess.run(command, check=True)
 
 
 if __name__ == "__main__":
