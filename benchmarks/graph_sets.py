@@ -3,7 +3,6 @@
     python benchmarks/graph_sets.py                                  every run that the result file lacks
     python benchmarks/graph_sets.py --sets MUTAG --per-class 1 10    some of them
     python benchmarks/graph_sets.py --sets NCI1 --methods doscond --per-class 1 --nodes 45   in graphs of up to 45 nodes
-    python benchmarks/graph_sets.py --sets ogbg-molbace --methods doscond --set contrast_networks=0   all classes in one loss
 
 Each row condenses (or draws) `--runs` times with other seeds and trains one fresh network on each; the full data are trained on
 three times. Selection is on validation graphs, scores are of the test graphs. TU sets are split as DosCond's code does (seed 0,
@@ -15,7 +14,6 @@ A run is written when it is done, and is not done again.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import itertools
 import json
 import statistics
@@ -24,9 +22,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from harness import DATA, ROOT, STARTED, modality, settings_of, write_results
+from harness import DATA, ROOT, STARTED, modality, write_results
 
-from datastill import condense_graphs, evaluate, recipes
+from datastill import condense_graphs, evaluate
 from datastill.evaluation import format_table
 from datastill.modalities.base import Modality
 from datastill.objectives.coresets import coreset
@@ -108,19 +106,15 @@ class Target:
         return ("onehot",) if method == RECIPE else ("number", "onehot")
 
 
-def measure(
-    target: Target, method: str, reading: str, per_class: int, seed: int, nodes: int | None, changes: dict[str, Any]
-) -> dict[str, Any]:
-    """One run of a row: condense (into graphs of at most `nodes` nodes, with `changes` of its settings) or draw, train
-    a fresh network, score it."""
+def measure(target: Target, method: str, reading: str, per_class: int, seed: int, nodes: int | None) -> dict[str, Any]:
+    """One run of a row: condense (into graphs of at most `nodes` nodes) or draw, train a fresh network, score it."""
     data = target.modality(reading)
     began, cpu, best = time.perf_counter(), time.process_time(), None
     if method == RECIPE:
-        recipe = recipes[method].on("graphs")
         options = {
             **target.given,
             "per_class": per_class,
-            "recipe": dataclasses.replace(recipe, settings={**recipe.settings, **changes}),
+            "recipe": method,
             "nodes": nodes,
             "seed": seed,
             "progress": False,
@@ -153,7 +147,6 @@ def key(row: dict[str, Any]) -> tuple[Any, ...]:
         row["reading"],
         METHODS.index(row["method"]),
         row.get("nodes", 0),
-        json.dumps(row.get("settings", {})),
     )
 
 
@@ -167,11 +160,10 @@ def table(rows: list[dict[str, Any]]) -> str:
         published = PUBLISHED[row["set"]].get(row["method"], {}).get(row["per_class"])
         known = "" if published is None else f"{published[0]:.1f}" + (f" ± {published[1]:.1f}" if published[1] else "")
         seconds = statistics.median(run["cpu_seconds"] for run in runs)
-        other = {"nodes": row["nodes"]} if "nodes" in row else {}
         body.append(
             [
                 row["set"],
-                ", ".join([row["method"], *(f"{k}={v}" for k, v in {**other, **row.get("settings", {})}.items())]),
+                row["method"] + (f", nodes={row['nodes']}" if "nodes" in row else ""),
                 row["reading"],
                 str(row["per_class"] or "all"),
                 row["metric"],
@@ -213,9 +205,6 @@ def main() -> None:
     parser.add_argument(
         "--nodes", type=int, help="of the largest synthetic graph, in place of the recipe's; rows of their own"
     )
-    parser.add_argument(
-        "--set", nargs="+", default=[], metavar="NAME=VALUE", help="settings of the recipe; rows of their own"
-    )
     parser.add_argument("--runs", type=int, default=5, help="seeds of each row; of the full data at most 3")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--minutes", type=float, default=1e9, help="begin no further run after so many")
@@ -224,7 +213,6 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     began = time.perf_counter()
-    changes = settings_of(options.set)
 
     for name in options.sets:
         target = Target(name, options.folder)
@@ -236,14 +224,13 @@ def main() -> None:
             for reading in target.readings(method):
                 rows = load(options.out)
                 head = {"set": name, "per_class": budget, "method": method, "reading": reading}
-                if method == RECIPE:
-                    head |= {"nodes": options.nodes} if options.nodes is not None else {}
-                    head |= {"settings": changes} if changes else {}
+                if options.nodes is not None and method == RECIPE:
+                    head["nodes"] = options.nodes
                 row = rows.setdefault(key(head), {**head, "metric": target.modality(reading).metric, "runs": []})
                 known = any(run["seed"] == seed for run in row["runs"]) or (method == FULL and seed >= 3)
                 if known or time.perf_counter() - began > 60 * options.minutes:
                     continue
-                run = measure(target, method, reading, budget, seed, options.nodes, changes)
+                run = measure(target, method, reading, budget, seed, options.nodes)
                 rows = load(options.out)  # another process may have added rows meanwhile
                 row = rows.setdefault(key(head), row)
                 row["runs"] = sorted([*row["runs"], run], key=lambda one: one["seed"])

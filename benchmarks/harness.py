@@ -8,7 +8,6 @@ import os
 import platform
 import subprocess
 import time
-from collections.abc import Sequence
 from importlib import import_module, metadata
 from pathlib import Path
 from typing import Any
@@ -67,17 +66,6 @@ def write_results(path: Path, content: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({"environment": STARTED, **content}, indent=1) + "\n")
     print(f"wrote {path}")
-
-
-def settings_of(pairs: Sequence[str]) -> dict[str, Any]:
-    """What `--set NAME=VALUE ...` says: JSON values, or strings where they are none."""
-    found: dict[str, Any] = {}
-    for name, _, value in (pair.partition("=") for pair in pairs):
-        try:
-            found[name] = json.loads(value)
-        except ValueError:
-            found[name] = value
-    return found
 
 
 def modality(kind: str) -> Any:

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from harness import DATA, ROOT, STARTED, image_data, settings_of, write_results
+from harness import DATA, ROOT, STARTED, image_data, write_results
 
 from datastill import recipes
 from datastill.condense.common import run_recipe
@@ -75,6 +75,14 @@ def same_training(modality: Modality, one: str, other: str) -> bool:
         return one == other
     rules = [modality.published_protocol(name) for name in (one, other)]
     return rules[0].on(1, 1) == rules[1].on(1, 1) and rules[0].learner == rules[1].learner
+
+
+def parsed(value: str) -> Any:
+    """A JSON value, or the string itself."""
+    try:
+        return json.loads(value)
+    except ValueError:
+        return value
 
 
 def budget(modality: Modality, recipe: Recipe, ipc: int, seed: int) -> tuple[Sequence[int], int | None]:
@@ -178,7 +186,7 @@ def main() -> None:
     if options.out.exists():
         stored = json.loads(options.out.read_text())
         content = {name: stored[name] for name in content}
-    changes = settings_of(options.set)
+    changes = {key: parsed(value) for key, _, value in (pair.partition("=") for pair in options.set)}
     modality = image_data(options.data).to(options.device)
     for row in options.rows:
         name, _, ipc = row.partition(":")
