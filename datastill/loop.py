@@ -118,7 +118,7 @@ def distill(
         summary: what is optimised; it holds the selected parameters afterwards, on the CPU.
         objective: the outer loss.
         steps: outer steps, at least 1.
-        optimizer: "adam", "adamw", "sgd", or a function of PyTorch parameter groups.
+        optimizer: "adam", "adamw", "adabelief", "lamb", "sgd", or a function of PyTorch parameter groups.
         lr: outer learning rate, or one for each role of `summary.parameter_groups()` and `objective.learnables()`.
         momentum: of "sgd" (default 0), or the first beta of the others, or both.
         schedule: of the learning rate: "constant" or "cosine".

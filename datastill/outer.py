@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import nn
 
+from datastill.backbones.adaptive import LAMB, AdaBelief
 from datastill.backbones.steps import aligned
 from datastill.errors import InputError, check_count, require, unknown_name
 
@@ -19,8 +20,11 @@ Rates: TypeAlias = float | Mapping[str, float]
 _OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "adam": torch.optim.Adam,
     "adamw": torch.optim.AdamW,
+    "adabelief": AdaBelief,
+    "lamb": LAMB,
     "sgd": torch.optim.SGD,
 }
+_FUSED = ("adam", "adamw")
 
 
 class OuterOptimizer:
@@ -28,7 +32,8 @@ class OuterOptimizer:
 
     Args:
         groups: parameters by role.
-        optimizer: "adam", "adamw", "sgd", or a function of PyTorch parameter groups (dicts with "params", "lr", "name").
+        optimizer: "adam", "adamw", "adabelief", "lamb", "sgd", or a function of PyTorch parameter groups (dicts with "params",
+            "lr", "name").
         lr: one learning rate, or one for each role.
         momentum: of "sgd"; the first beta of the others if given, or both of them.
         schedule: "constant", or "cosine" to zero at the last step.
@@ -71,7 +76,8 @@ class OuterOptimizer:
             self.optimizer = aligned(torch.optim.SGD(described, momentum=momentum or 0.0, fused=True))
         else:
             betas = momentum if isinstance(momentum, tuple) else (0.9 if momentum is None else momentum, 0.999)
-            self.optimizer = aligned(_OPTIMIZERS[optimizer](described, betas=betas, fused=True))
+            fused = {"fused": True} if optimizer in _FUSED else {}
+            self.optimizer = aligned(_OPTIMIZERS[optimizer](described, betas=betas, **fused))
 
     @property
     def parameters(self) -> list[nn.Parameter]:

@@ -26,7 +26,7 @@ class Recipe:
         target: options of the modality that the method needs, such as "unlabelled" of graphs.
         summary: options of `modality.summary`, such as "init".
         steps: outer steps.
-        optimizer: "adam", "adamw" or "sgd".
+        optimizer: "adam", "adamw", "adabelief", "lamb" or "sgd".
         lr: outer learning rate, or one for each parameter group.
         momentum: of the outer optimiser; of "adam" the first beta, or both.
         schedule: of the outer learning rate.
