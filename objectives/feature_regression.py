@@ -37,6 +37,7 @@ class FeatureRegression(Objective):
         real_size: real points a group at each step; None takes all of them.
         real_precision: "full", or "bfloat16", in which the convolutions of real points are then multiplied: much faster where
             the hardware does that natively.
+        inner_precision: the same for the learners' training.
         augment: whether real and synthetic points of the regression get the same random augmentation.
         margin: weight of the label margin, which keeps the largest of each learned label 1/classes above the next one; it
             does nothing where labels are fixed.
@@ -50,6 +51,7 @@ class FeatureRegression(Objective):
     ridge: float = 1e-6
     real_size: int | None = 102
     real_precision: Precision = "full"
+    inner_precision: Precision = "full"
     augment: bool = False
     margin: float = 1.0
 
@@ -57,6 +59,7 @@ class FeatureRegression(Objective):
 
     def __post_init__(self) -> None:
         check_precision("real_precision", self.real_precision)
+        check_precision("inner_precision", self.inner_precision)
         check_count("pool", self.pool)
         check_count("max_age", self.max_age)
         for field in ("inner_batch", "real_size"):
@@ -95,7 +98,8 @@ class FeatureRegression(Objective):
             batch = self.summary(rng).detach()
         if self.inner_batch is not None and self.inner_batch < len(batch):
             batch = batch.take(torch.randperm(len(batch), generator=rng)[: self.inner_batch].to(batch.groups.device))
-        self._pool.train(batch, rng)
+        with convolved_in(self.inner_precision):
+            self._pool.train(batch, rng)
 
     def state_dict(self) -> dict[str, Any]:
         return self._pool.state_dict()

@@ -115,6 +115,33 @@ def test_an_unknown_precision_is_refused(make: Callable[..., Objective]) -> None
         make(real_precision="half")
 
 
+def test_learners_train_nearly_alike_in_either_precision() -> None:
+    """After a few steps rounding has moved the weights by less than a tenth of what training has."""
+    found = []
+    for precision in ("full", "bfloat16"):
+        modality = images()
+        summary = modality.summary([4, 4], rng=generator("summary"))
+        objective = FeatureRegression(
+            learner="convnet-w32-none", pool=1, inner_lr=1e-2, real_size=4, ridge=1e-2, inner_precision=precision
+        )
+        objective.start(modality, summary, seed=0)
+        stages = []
+        for number in range(5):
+            before = objective.loss(generator("loss", number))  # before a step the pool has not been touched
+            stages.append(float(before.detach()))
+            objective.after_step(generator("step", number))
+        weights = objective.state_dict()["learners"][0]
+        found.append((stages, torch.cat([value.flatten() for value in weights.values()])))
+    (full, ours), (rounded, theirs) = found
+    assert full[0] == rounded[0]  # points and real ones are in full
+    assert full[1:] != rounded[1:]
+    with isolated(0):
+        fresh = FeatureRegression(learner="convnet-w32-none", pool=1)
+        fresh.start(images(), images().summary([4, 4], rng=generator("summary")), seed=0)
+    start = torch.cat([value.flatten() for value in fresh.state_dict()["learners"][0].values()])
+    assert (ours - theirs).norm() < 0.1 * (ours - start).norm()
+
+
 def test_a_kernel_without_networks_refuses_it() -> None:
     with pytest.raises(InputError, match=r"real_precision.*leave it out.*'features'"):
         KernelRidge(kernel="ntk", real_precision="bfloat16")
