@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from datastill import recipes
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -29,3 +31,14 @@ def test_page(page: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Non
     module = types.ModuleType("worked_example")
     monkeypatch.setitem(sys.modules, "worked_example", module)  # where dataclasses look their module up
     exec(compile(source, name, "exec"), module.__dict__)
+
+
+def test_the_readme_lists_every_recipe() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    listed = re.findall(r"^\| `([\w-]+)` \| ([^|]+) \| ([^|]+) \|", text, flags=re.MULTILINE)
+    most = len(recipes.defaults)
+    known = [
+        (name, "all" if len(recipe.modalities) == most else ", ".join(recipe.modalities), recipe.objective or "-")
+        for name, recipe in recipes.items()
+    ]
+    assert sorted(row for row in listed if row[0] in recipes) == sorted(known)
