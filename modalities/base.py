@@ -299,14 +299,14 @@ class Modality(ABC):
         """Augmentation for ordinary training, where every point may get a transformation of its own. Default: `augment`."""
         return self.augment(batch, seed)
 
-    def augmenter(self, strategy: bool | str) -> Callable[[Batch, int], Batch]:
-        """The augmentation of ordinary training that `Protocol.augment` names; True is `augment_each`.
+    def augmenter(self, strategy: bool | str, *, siamese: bool = False) -> Callable[[Batch, int], Batch]:
+        """The augmentation that a name such as `Protocol.augment` means; True is `augment_each`, or `augment` if it is siamese.
 
         Raises:
             InputError: for a name that this modality does not have.
         """
         if not isinstance(strategy, str):
-            return self.augment_each
+            return self.augment if siamese else self.augment_each
         raise InputError(f"{self.kind} data have no augmentation {strategy!r}; Protocol.augment must be True or False.")
 
     # --- training and scores ------------------------------------------------------------------------------------------

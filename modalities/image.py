@@ -181,17 +181,18 @@ class ImageModality(ClassificationModality):
         """One operation for the whole batch with a parameter for each image."""
         return Batch(self.augmentation(batch.inputs, seed, siamese=False), batch.targets, batch.groups)
 
-    def augmenter(self, strategy: bool | str) -> Callable[[Batch, int], Batch]:
-        """The augmentation of a paper's training by name (`image_protocols.STRATEGIES`); True is `augment_each`.
+    def augmenter(self, strategy: bool | str, *, siamese: bool = False) -> Callable[[Batch, int], Batch]:
+        """The augmentation of a paper by name (`image_protocols.STRATEGIES`); True is `augment_each`, or `augment` if siamese.
 
-        None mirrors images unless the modality's own augmentation has "flip".
+        None mirrors images unless the modality's own augmentation has "flip", and none mixes them if it is siamese.
         """
         if not isinstance(strategy, str):
-            return self.augment_each
+            return super().augmenter(strategy, siamese=siamese)
         if strategy not in STRATEGIES:
             raise unknown_name("augmentation strategy", strategy, STRATEGIES)
         flip = "flip" in self.augmentation.operations
-        return lambda batch, seed: apply_strategy(strategy, batch, seed, flip=flip, classes=self.num_classes)
+        options: dict[str, Any] = {"flip": flip, "classes": self.num_classes, "siamese": siamese}
+        return lambda batch, seed: apply_strategy(strategy, batch, seed, **options)
 
     # --- summaries and native datasets --------------------------------------------------------------------------------
 

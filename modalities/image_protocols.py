@@ -155,17 +155,18 @@ _STRATEGIES: dict[str, Augmentation] = {
     "dsa": Augmentation(("color", "crop", "cutout", "flip", "scale", "rotate")),
     "affine": Augmentation(("crop", "scale", "rotate"), crop_ratio=1 / 7, rotation=45.0, per_image=True),
     "idc": Augmentation(("color", "crop", "flip", "scale", "rotate"), always=("flip", "color")),
+    "idc-match": Augmentation(("color", "crop", "cutout"), always=("color", "cutout")),
     "frepo": Augmentation(
         ("color", "crop", "cutout", "flip", "scale", "rotate"), brightness=0.5, scale_ratio=1.25, cutout_ratio=0.25
     ),
 }
 STRATEGIES = (*_STRATEGIES,)
-"""Names of augmentations for training that `Protocol.augment` may have."""
+"""Names of augmentations: `Protocol.augment` may have them."""
 _CUT_MIX = {"idc": 0.5}
 
 
-def strategy(name: str, batch: Batch, seed: int, *, flip: bool, classes: int) -> Batch:
-    """`batch` augmented for training by the strategy `name`.
+def strategy(name: str, batch: Batch, seed: int, *, flip: bool, classes: int, siamese: bool = False) -> Batch:
+    """`batch` augmented by the strategy `name`.
 
     Args:
         name: one of `STRATEGIES`.
@@ -173,6 +174,7 @@ def strategy(name: str, batch: Batch, seed: int, *, flip: bool, classes: int) ->
         seed: of everything random.
         flip: whether a mirror image means the same; if not, no strategy mirrors.
         classes: how many there are.
+        siamese: whether all images get the same, and are not mixed.
     """
     chosen = _STRATEGIES[name]
     if not flip:
@@ -181,9 +183,9 @@ def strategy(name: str, batch: Batch, seed: int, *, flip: bool, classes: int) ->
             operations=tuple(one for one in chosen.operations if one != "flip"),
             always=tuple(one for one in chosen.always if one != "flip"),
         )
-    images = chosen(batch.inputs, seed, siamese=False)
+    images = chosen(batch.inputs, seed, siamese=siamese)
     augmented = Batch(images, batch.targets, batch.groups)
-    return cut_mix(augmented, seed, _CUT_MIX[name], classes) if name in _CUT_MIX else augmented
+    return cut_mix(augmented, seed, _CUT_MIX[name], classes) if name in _CUT_MIX and not siamese else augmented
 
 
 def cut_mix(batch: Batch, seed: int, probability: float, classes: int) -> Batch:

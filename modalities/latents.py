@@ -69,7 +69,10 @@ class LatentSummary(Summary):
         self._check(target)
         made.requires_grad_(False)
         self._invert(target, inversion_steps, inversion_lr)
-        self.exact_export = points.exact_export
+        self.exact_export = (
+            False  # decoded points are clamped and rounded, and the codes and the decoder are what is paid for
+        )
+        self.signed_labels = points.signed_labels
 
     def _decoded(self) -> Tensor:
         decoded: Tensor = self.decoder(self.codes)

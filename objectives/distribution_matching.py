@@ -21,6 +21,7 @@ from datastill.backbones.training import Protocol, train
 from datastill.errors import check_count, require, unknown_name
 from datastill.modalities.base import Modality, Summary
 from datastill.objectives.base import Objective, RealBatches
+from datastill.objectives.inner import augmented_by_group
 from datastill.processes import total
 from datastill.rng import fork
 
@@ -34,7 +35,7 @@ class DistributionMatching(Objective):
         real_size: real points a group at each step; None takes all of them.
         real_precision: "full", or "bfloat16", in which the convolutions of real points are then multiplied: much faster where
             the hardware does that natively.
-        augment: whether real and synthetic points get the same random augmentation.
+        augment: whether real and synthetic points of a group get the same random augmentation, each group one of its own.
         discrepancy: "mean" is || mean f(real) - mean f(synthetic) ||^2 (DM); "gaussian" is `gaussian_discrepancy` (M3D).
         weighting: "uniform" (DM) or "share" (each group by its share of the synthetic points, as in GCDM).
         refresh: steps for which one learner is kept before the next draw.
@@ -84,8 +85,8 @@ class DistributionMatching(Objective):
         shared = self.discrepancy == "mean" and not self.class_loss
         real, synthetic = self._real.share(rng) if shared else self._real(rng), self.summary(rng)
         if self.augment:
-            seed = fork(rng) % 2**31
-            real, synthetic = self.modality.augment(real, seed), self.modality.augment(synthetic, seed)
+            seeds = [fork(rng) % 2**31 for _ in range(self.modality.num_groups)]
+            real, synthetic = (augmented_by_group(self.modality, batch, seeds) for batch in (real, synthetic))
         with torch.no_grad(), convolved_in(self.real_precision):
             theirs = net.embed(real.inputs).flatten(1)
         ours = net.embed(synthetic.inputs).flatten(1)

@@ -85,7 +85,13 @@ def train_expert(modality: Modality, plan: ExpertPlan, seed: int) -> Tensor:
         augment=plan.augment,
     )
     train(
-        net, real, loss=modality.loss, protocol=protocol, seed=fork(rng), augment=modality.augment, after_step=snapshot
+        net,
+        real,
+        loss=modality.loss,
+        protocol=protocol,
+        seed=fork(rng),
+        augment=modality.augment_each,
+        after_step=snapshot,
     )
     return torch.stack(path)
 

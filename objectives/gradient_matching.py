@@ -9,7 +9,7 @@ of its own.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
@@ -60,7 +60,8 @@ class GradientMatching(Objective):
             "cosine" is one angle of all gradients together; "squared" is their squared distance, and "relative" that over
             the squared length of the real gradient, as in DosCond's graph classification; "hidden-squared" and "hidden-absolute"
             sum squares and absolute values of differences over the weights before the head, and skip vectors, as in IDC.
-        augment: whether real and synthetic points of a group get the same random augmentation (DSA).
+        augment: whether real and synthetic points of a group get the same random augmentation (DSA), and training on the summary
+            one of each point's own; a name as in `Modality.augmenter` is another augmentation than the modality's (IDC).
         weighting: "uniform" (DC) or "size" (each group by its synthetic points over the largest group's, as in GCond).
         groups_per_step: groups matched at a step, in turn; a round of all of them counts as one match (IDC has 1). None is all.
         contrast_networks: from this network on, counted from 0, the mean of all groups' gradients is matched by the gradient of
@@ -82,7 +83,7 @@ class GradientMatching(Objective):
     real_size: int | None = 256
     real_precision: Precision = "full"
     distance: Distance = "rows"
-    augment: bool = False
+    augment: bool | str = False
     weighting: Literal["uniform", "size"] = "uniform"
     groups_per_step: int | None = None
     contrast_networks: int | None = None
@@ -135,8 +136,9 @@ class GradientMatching(Objective):
         self._epochs = epochs if self.inner_epochs is None else self.inner_epochs
         if self.distance.startswith("hidden"):
             _hidden(modality.learner(self.learner, rng=generator(seed, "hidden weights")))
-        if self.trained_on == "real" and self.inner_augment:
-            modality.augmenter(self.inner_augment)
+        self._match = modality.augmenter(self.augment, siamese=True) if self.augment else None
+        chosen = self.augment if self.trained_on == "summary" else self.inner_augment
+        self._vary = modality.augmenter(chosen) if chosen else None
         self._net: Learner | None = None
         self._optimizer: torch.optim.Optimizer | None = None
         self._matches = self._networks = self._turn = 0
@@ -187,8 +189,8 @@ class GradientMatching(Objective):
     ) -> list[Tensor]:
         """Gradients of each group's mean loss: for each parameter (groups, *shape)."""
         assert self._net is not None
-        if self.augment:
-            each = [self.modality.augment(batch.of_group(group), seed) for group, seed in zip(groups, seeds)]
+        if self._match is not None:
+            each = [self._match(batch.of_group(group), seed) for group, seed in zip(groups, seeds)]
             together = joined(each)
             if together is None:
                 parts = [
@@ -214,23 +216,21 @@ class GradientMatching(Objective):
     def _train(self, rng: torch.Generator) -> None:
         assert self._net is not None
         assert self._optimizer is not None
-        augment: Callable[[Batch, int], Batch] | None = self.modality.augment if self.augment else None
         if self.trained_on == "summary":
             batch = self._synthetic.ahead(rng).detach()
         else:
             batch = self.modality.real(self.inner_real, rng=rng)
-            augment = self.modality.augmenter(self.inner_augment) if self.inner_augment else None
         size = min(self.inner_batch, len(batch))
         steps = self._epochs * -(-len(batch) // size)
         self._net.train()
         with isolated(fork(rng)):
-            if size == len(batch) and augment is None:
+            if size == len(batch) and self._vary is None:
                 self._net.descend(batch, self.modality.loss, self._optimizer, steps)
             else:
                 for pick in shuffled_picks(len(batch), size, steps, rng):
                     points = batch if pick is None else batch.take(pick.to(batch.groups.device))
-                    if augment is not None:
-                        points = augment(points, fork(rng) % 2**31)
+                    if self._vary is not None:
+                        points = self._vary(points, fork(rng) % 2**31)
                     self._net.descend(points, self.modality.loss, self._optimizer, 1)
         self._net.eval().zero_grad()
 

@@ -154,7 +154,7 @@ class LayerMatching(Objective):
         for pick in shuffled_picks(len(synthetic), size, -(-len(synthetic) // size), rng):
             points = synthetic if pick is None else synthetic.take(pick.to(synthetic.groups.device))
             if self.augment:
-                points = self.modality.augment(points, fork(rng) % 2**31)
+                points = self.modality.augment_each(points, fork(rng) % 2**31)
             net.differentiate(points, self.modality.loss)
             optimizer.step()
         net.eval().zero_grad()

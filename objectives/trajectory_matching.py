@@ -223,5 +223,5 @@ class _Gated(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return (gradient if ctx.gate.open else torch.zeros_like(gradient)), None
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, None]:
+        return (gradient if ctx.gate.open else None), None  # a gradient of zero would still move labels by momentum

@@ -15,6 +15,13 @@ _PUBLISHED = {
 }
 
 
+_EMBEDDED = (
+    "herding",
+    "k-center",
+    "kmeans-real",
+)  # on images, by the features of a network that all of them have trained
+
+
 def _recipe(name: str, title: str, paper: str) -> Recipe:
     published = _PUBLISHED.get(name, {})
     protocol = "dc" if published else None
@@ -28,6 +35,7 @@ def _recipe(name: str, title: str, paper: str) -> Recipe:
         steps=0,
         published=published,
         protocol=protocol,
+        overrides={"image": {"summary": {"space": "convnet"}}} if name in _EMBEDDED else {},
     )
 
 

@@ -63,7 +63,7 @@ RECIPES = [
         optimizer="sgd",
         lr=0.1,
         momentum=0.5,
-        overrides=_ELSEWHERE,
+        overrides={**_ELSEWHERE, "image": {"summary": {"clamp": False}}},
     ),
     Recipe(
         name="m3d",

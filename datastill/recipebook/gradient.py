@@ -16,7 +16,7 @@ _IDC = {
     "inner_augment": "idc",
     "real_size": 64,
     "distance": "hidden-absolute",
-    "augment": True,
+    "augment": "idc-match",
     "groups_per_step": 1,
 }
 
@@ -34,7 +34,9 @@ RECIPES = [
             "real_size": 256,
             "augment": True,
             "contrast_networks": 25,  # of the 100 that 1000 steps take at ten images a class
+            "contrast_matches": 10,  # of a network, with more images a class
         },
+        summary={"clamp": False},
         steps=1000,
         optimizer="sgd",
         lr=0.1,

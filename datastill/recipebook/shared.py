@@ -20,6 +20,8 @@ _TEXT_EXPERTS: dict[str, Any] = {
     "steps": 60,
     "lr": {"points": 0.02, "inner_lr": 0.01},
 }
+# As published: experts and students see augmented images, and pixels are not clipped.
+_IMAGE_EXPERTS: dict[str, Any] = {"settings": {"augment": True}, "summary": {"clamp": False}}
 
 RECIPES = [
     Recipe(
@@ -88,7 +90,7 @@ RECIPES = [
         lr=0.04,
         overrides={
             "image": {
-                "summary": {"labels": "signed"},
+                "summary": {"labels": "signed", "clamp": False},
                 "steps": 1000,
                 "lr": {"points": 0.04, "labels": 0.01},
                 "validator": "ntk",
@@ -121,6 +123,7 @@ RECIPES = [
         lr=0.01,
         momentum=0.5,
         overrides={
+            "image": {"summary": {"clamp": False}},
             "text": {
                 "settings": {
                     "inner_steps": 10,
@@ -187,6 +190,7 @@ RECIPES = [
         steps=500,
         lr=0.01,
         overrides={
+            "image": _IMAGE_EXPERTS,
             "text": _TEXT_EXPERTS,
             "graph": {
                 "summary": {"init": "propagated"},
@@ -235,6 +239,7 @@ RECIPES = [
         paper="Cui et al., ICML 2023, arXiv 2211.10586",
         modalities=("image", "text"),
         published={"CIFAR-10": {1: 48.5, 10: 66.4, 50: 72.6}},
+        protocol="mtt",
         objective="trajectory-matching",
         settings={
             "experts": 10,
@@ -247,6 +252,7 @@ RECIPES = [
         steps=500,
         lr=0.01,
         overrides={
+            "image": _IMAGE_EXPERTS,
             "text": _TEXT_EXPERTS,
         },
     ),
@@ -272,6 +278,7 @@ RECIPES = [
         steps=500,
         lr={"points": 0.01, "labels": 0.003, "inner_lr": 0.01},
         overrides={
+            "image": _IMAGE_EXPERTS,
             "text": {
                 "settings": {
                     "experts": 3,

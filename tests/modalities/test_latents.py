@@ -56,6 +56,7 @@ def test_codes_are_distilled_and_the_decoder_is_not() -> None:
     before = [value.clone() for value in decoder.parameters()]
     summary = LatentSummary(points, decoder, (16,), rng=generator(0))
     assert set(summary.parameter_groups()) == {"points", "labels"}
+    assert not summary.exact_export  # so that evaluation reports these bytes and not those of decoded pixels
     assert summary.nbytes == 4 * (10 * 16 + 16 * 64 + 64 + 10 * 10) + 8 * 10  # codes, decoder, soft labels; classes
     result = distill(
         modality, summary, DistributionMatching(real_size=32), steps=60, lr=0.1, validate_every=0, progress=False

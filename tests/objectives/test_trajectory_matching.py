@@ -13,6 +13,7 @@ from torch import Tensor
 from datastill.backbones.base import call_with
 from datastill.checks.toy import ToyModality
 from datastill.errors import InputError
+from datastill.loop import distill
 from datastill.modalities.image import ImageModality
 from datastill.objectives import experts
 from datastill.objectives.experts import ExpertBuffer, ExpertPlan, split_parameters
@@ -163,7 +164,29 @@ def test_labels_are_left_alone_where_the_loss_is_high() -> None:
         objective.loss(generator(0)).backward()
         groups = summary.parameter_groups()
         assert float(groups["points"][0].grad.abs().max()) > 0  # type: ignore[union-attr]
-        assert bool((groups["labels"][0].grad != 0).any()) == moves  # type: ignore[union-attr]
+        slope = groups["labels"][0].grad
+        assert (slope is not None and bool((slope != 0).any())) == moves
+
+
+def test_momentum_does_not_move_labels_either() -> None:
+    modality = digits()
+    seen: list[Tensor] = []
+
+    class Closing(TrajectoryMatching):
+        """Lets labels move in the first two steps alone."""
+
+        def after_step(self, rng: torch.Generator) -> None:
+            super().after_step(rng)
+            seen.append(self.summary.parameter_groups()["labels"][0].detach().clone())
+            if len(seen) == 2:
+                self.label_threshold = 1e-9
+
+    objective = Closing(learner="mlp", experts=1, expert_interval=2, max_start=1, inner_steps=2, label_threshold=1e6)
+    summary = modality.summary([1] * 10, rng=generator(0), labels="learned")
+    distill(modality, summary, objective, steps=4, lr=0.01, validate_every=0, progress=False)
+    assert not torch.allclose(seen[0], seen[1], atol=1e-4)
+    for later in seen[2:]:
+        torch.testing.assert_close(later, seen[1], rtol=0, atol=1e-6)
 
 
 def test_hard_labels_cannot_begin_from_experts() -> None:

@@ -1,0 +1,111 @@
+"""Which points share an augmentation: all of a group where gradients or features are matched, none in ordinary training."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from datastill.backbones.batch import Batch
+from datastill.modalities.image import ImageModality
+from datastill.modalities.image_protocols import strategy
+from datastill.objectives.base import Objective
+from datastill.objectives.gradient_matching import GradientMatching
+from datastill.objectives.inner import augmented_by_group, step_augmentation
+from datastill.objectives.layer_matching import LayerMatching
+from datastill.objectives.meta_model import UnrolledTraining
+from datastill.objectives.trajectory_matching import TrajectoryMatching
+from datastill.rng import generator
+
+
+def modality(augmentation: str = "crop") -> ImageModality:
+    pixels = torch.rand(60, 1, 16, 16, generator=generator("pixels"))
+    return ImageModality(pixels, torch.arange(60) % 3, augmentation=augmentation)
+
+
+def alike(count: int = 12) -> Batch:
+    """One image many times, of three classes in turn."""
+    image = torch.rand(1, 1, 16, 16, generator=generator("one"))
+    groups = torch.arange(count) % 3
+    return Batch(image.repeat(count, 1, 1, 1), groups, groups)
+
+
+def kinds(images: torch.Tensor) -> int:
+    return len(images.flatten(1).unique(dim=0))
+
+
+def test_each_group_has_an_augmentation_of_its_own() -> None:
+    images, seeds = modality(), [3, 1, 4]
+    found = augmented_by_group(images, alike(), seeds)
+    assert found.groups.tolist() == sorted(alike().groups.tolist())
+    for group, seed in enumerate(seeds):
+        expected = images.augment(alike().of_group(group), seed)
+        assert torch.equal(found.of_group(group).inputs, expected.inputs)
+        assert torch.equal(found.of_group(group).targets, expected.targets)
+        assert kinds(found.of_group(group).inputs) == 1
+    assert kinds(found.inputs) > 1
+
+
+def test_inner_steps_augment_each_point_by_itself() -> None:
+    augment = step_augmentation(modality(), 3, generator(0))
+    first, second = augment(alike(), 0).inputs, augment(alike(), 1).inputs
+    assert kinds(first) > 3
+    assert not torch.equal(first, second)
+    assert torch.equal(first, augment(alike(), 0).inputs)  # so that a reverse pass meets the same
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [
+        lambda: GradientMatching(learner="mlp", outer_loops=2, inner_epochs=1, real_size=4, augment=True),
+        lambda: LayerMatching(learner="mlp", real_size=4, query_size=4, augment=True),
+        lambda: UnrolledTraining(learner="mlp", inner_steps=2, real_size=4, augment=True),
+        lambda: TrajectoryMatching(
+            learner="mlp", experts=1, expert_interval=2, max_start=1, inner_steps=2, augment=True
+        ),
+    ],
+    ids=["gradient-matching", "layer-matching", "unrolled", "trajectory-matching"],
+)
+def test_training_never_shares_an_augmentation(objective: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Points that are trained on go through `augment_each`."""
+    images, trained = modality(), []
+    ordinary = ImageModality.augment_each
+
+    def noted(self: ImageModality, batch: Batch, seed: int) -> Batch:
+        trained.append(len(batch))
+        return ordinary(self, batch, seed)
+
+    monkeypatch.setattr(ImageModality, "augment_each", noted)
+    one: Objective = objective()
+    summary = images.summary([2, 2, 2], rng=generator(0))
+    one.start(images, summary, seed=0)
+    one.loss(generator(1)).backward()
+    one.after_step(generator(2))
+    assert trained
+
+
+def test_idc_matches_under_colour_and_cutout_and_one_more() -> None:
+    given = alike()
+    for seed in range(6):
+        found = strategy("idc-match", given, seed, flip=True, classes=3, siamese=True)
+        assert kinds(found.inputs) == 1  # the same of all
+        assert bool((found.inputs == 0).any())  # always a cutout
+        assert torch.equal(found.targets, given.targets)
+        whole = found.inputs != 0
+        assert not torch.equal(found.inputs[whole], given.inputs[whole])  # always another colour
+    mixed = [strategy("idc", given, seed, flip=True, classes=3, siamese=True).targets for seed in range(8)]
+    assert all(torch.equal(targets, given.targets) for targets in mixed)
+
+
+def test_a_named_augmentation_of_matching_is_used_and_an_unknown_one_refused() -> None:
+    images, losses = modality("none"), []
+    for augment in (False, True, "idc-match"):
+        summary = images.summary([2, 2, 2], rng=generator(0))
+        objective = GradientMatching(learner="mlp", outer_loops=1, real_size=4, augment=augment)
+        objective.start(images, summary, seed=0)
+        losses.append(float(objective.loss(generator(1)).detach()))
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)  # this modality's own augmentation is none
+    assert losses[0] != pytest.approx(losses[2], rel=1e-3)
+    with pytest.raises(Exception, match="idc-match"):
+        GradientMatching(augment="idc-mtach").start(images, images.summary([2, 2, 2], rng=generator(0)))
