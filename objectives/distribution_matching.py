@@ -21,7 +21,7 @@ from datastill.backbones.training import Protocol, train
 from datastill.errors import check_count, require, unknown_name
 from datastill.modalities.base import Modality, Summary
 from datastill.objectives.base import Objective, RealBatches
-from datastill.objectives.inner import augmented_by_group
+from datastill.objectives.inner import RealNorms, augmented_by_group
 from datastill.processes import total
 from datastill.rng import fork
 
@@ -75,6 +75,7 @@ class DistributionMatching(Objective):
     def start(self, modality: Modality, summary: Summary, *, seed: int = 0, workdir: Path | None = None) -> None:
         super().start(modality, summary, seed=seed, workdir=workdir)
         self._real = RealBatches(modality.real, self.real_size)
+        self._norms = RealNorms(modality)
         self._net: Learner | None = None
         self._age = 0
 
@@ -125,6 +126,7 @@ class DistributionMatching(Objective):
             if steps:
                 protocol = Protocol(steps=steps, lr=self.warmup_lr, schedule="constant", batch_size=None)
                 train(net, self._real(rng), loss=self.modality.loss, protocol=protocol, seed=fork(rng))
+            self._norms.settle(net, rng)
             self._net = net.requires_grad_(False)
         return self._net
 

@@ -26,7 +26,7 @@ from datastill.backbones.training import Protocol, make_optimizer
 from datastill.errors import check_count, require, unknown_name
 from datastill.modalities.base import Modality, Summary
 from datastill.objectives.base import Objective, RealBatches, enough, network_bytes
-from datastill.objectives.inner import OncePerStep, shuffled_picks
+from datastill.objectives.inner import OncePerStep, RealNorms, shuffled_picks
 from datastill.rng import fork, generator, isolated
 
 Distance = Literal["rows", "cosine", "squared", "relative", "hidden-squared", "hidden-absolute"]
@@ -127,6 +127,7 @@ class GradientMatching(Objective):
     def start(self, modality: Modality, summary: Summary, *, seed: int = 0, workdir: Path | None = None) -> None:
         super().start(modality, summary, seed=seed, workdir=workdir)
         self._real = RealBatches(modality.real, enough(self.real_size, modality.group_sizes))
+        self._norms = RealNorms(modality)
         self._synthetic = OncePerStep(summary)
         with torch.no_grad():
             self._counts = torch.bincount(summary().groups.cpu(), minlength=modality.num_groups)
@@ -151,6 +152,7 @@ class GradientMatching(Objective):
         if self._net is None:
             self._adopt(self.modality.learner(self.learner, rng=rng))
         assert self._net is not None
+        self._norms.settle(self._net, rng)
         groups = self._groups
         if self.groups_per_step is not None:
             groups = groups[self._turn : self._turn + self.groups_per_step]

@@ -1,4 +1,4 @@
-"""Pieces that objectives with an inner training loop share: mini-batch order, positive learning rates, augmentation."""
+"""Pieces that objectives share: mini-batch order, positive learning rates, augmentation, statistics of norms."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from datastill.backbones.base import Learner
 from datastill.backbones.batch import Batch, joined
 from datastill.modalities.base import Modality, Summary
+from datastill.objectives.base import RealBatches, enough
 from datastill.rng import fork
 
 
@@ -72,6 +74,35 @@ def augmented_by_group(modality: Modality, batch: Batch, seeds: Sequence[int]) -
     groups = batch.groups.unique().tolist() if plain else []
     found = joined([modality.augment(batch.of_group(group), seeds[group]) for group in groups]) if groups else None
     return modality.augment(batch, seeds[0]) if found is None else found
+
+
+class RealNorms:
+    """Gives networks with batch norm the statistics of real points, as DC does before each match: without it a fresh network's
+    norms do nothing, and a trained one's have the statistics of the few points that it trained on.
+
+    Args:
+        modality: whose real points.
+        per_group: of each group.
+    """
+
+    def __init__(self, modality: Modality, per_group: int = 16) -> None:
+        self._real = RealBatches(modality.real, enough(per_group, modality.group_sizes))
+
+    @torch.no_grad()
+    def settle(self, net: Learner, rng: torch.Generator) -> None:
+        """Set the running statistics of `net`, in place, to those of a real batch of all groups; nothing without such norms."""
+        norms = [layer for layer in net.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
+        if not norms:
+            return
+        kept = [norm.momentum for norm in norms]
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None  # then the mean of all batches since, which is this one
+        net.train()
+        net.embed(self._real(rng).inputs)
+        net.eval()
+        for norm, momentum in zip(norms, kept):
+            norm.momentum = momentum
 
 
 class PositiveRates(nn.Module):

@@ -1,4 +1,4 @@
-"""Which points share an augmentation: all of a group where gradients or features are matched, none in ordinary training."""
+"""What networks see: which points share an augmentation, and of which points batch norms have the statistics."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from datastill.backbones.batch import Batch
 from datastill.modalities.image import ImageModality
 from datastill.modalities.image_protocols import strategy
 from datastill.objectives.base import Objective
+from datastill.objectives.distribution_matching import DistributionMatching
 from datastill.objectives.gradient_matching import GradientMatching
-from datastill.objectives.inner import augmented_by_group, step_augmentation
+from datastill.objectives.inner import RealNorms, augmented_by_group, step_augmentation
 from datastill.objectives.layer_matching import LayerMatching
 from datastill.objectives.meta_model import UnrolledTraining
 from datastill.objectives.trajectory_matching import TrajectoryMatching
@@ -109,3 +110,30 @@ def test_a_named_augmentation_of_matching_is_used_and_an_unknown_one_refused() -
     assert losses[0] != pytest.approx(losses[2], rel=1e-3)
     with pytest.raises(Exception, match="idc-match"):
         GradientMatching(augment="idc-mtach").start(images, images.summary([2, 2, 2], rng=generator(0)))
+
+
+@pytest.mark.parametrize("kind", [GradientMatching, DistributionMatching])
+def test_batch_norms_have_the_statistics_of_real_points_when_matched(kind: Any) -> None:
+    """Against the mean and variance of the first convolution's maps of all real images."""
+    images = modality()
+    summary = images.summary([1, 1, 1], rng=generator(0))
+    objective = kind(learner="convnet-w8-d2-bn", real_size=4)
+    objective.start(images, summary, seed=0)
+    objective.loss(generator(1))
+    net = objective._net
+    convolution, norm = net.blocks[0][0], net.blocks[0][1]
+    assert not net.training
+    assert norm.momentum == 0.1
+    with torch.no_grad():
+        maps = convolution(images.real().inputs)
+    torch.testing.assert_close(norm.running_mean, maps.mean((0, 2, 3)), atol=0.02, rtol=0.1)
+    torch.testing.assert_close(norm.running_var, maps.var((0, 2, 3)), atol=0.02, rtol=0.2)
+
+
+def test_other_networks_are_left_as_they_are() -> None:
+    images, rng = modality(), generator(5)
+    net = images.learner("convnet-w8-d2", rng=generator(6))
+    before, state = [value.clone() for value in net.state_dict().values()], rng.get_state()
+    RealNorms(images).settle(net, rng)
+    assert all(torch.equal(one, other) for one, other in zip(before, net.state_dict().values()))
+    assert torch.equal(rng.get_state(), state)
