@@ -182,6 +182,7 @@ def test_a_coreset_of_every_modality(kind: str, method: str) -> None:
 
 # Options that suit real datasets but ask for more than the data of a unit test have.
 SMALLER: dict[str, dict[str, Any]] = {"distill-cf": {"draws": 5}, "haba": {"styles": 2}, "linba": {"bases": 4}}
+STORED_TOGETHER = {"idc": 4}  # images of a class
 
 
 @pytest.mark.parametrize("name", recipes)
@@ -194,7 +195,8 @@ def test_a_recipe_fits_the_data_it_names(name: str) -> None:
             assert result.summary.num_points == 2 * modality.num_groups
             assert result.best_score is not None
             continue
-        summary = first_summary(modality, [2] * modality.num_groups, seed=0, **options)
+        points = STORED_TOGETHER.get(name, 2)
+        summary = first_summary(modality, [points] * modality.num_groups, seed=0, **options)
         roles = set(summary.parameter_groups())
         if isinstance(recipe.lr, dict):
             assert roles <= set(recipe.lr), f"{name} has no rate for a part of its summary"
