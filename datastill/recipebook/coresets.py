@@ -15,11 +15,8 @@ _PUBLISHED = {
 }
 
 
-_EMBEDDED = (
-    "herding",
-    "k-center",
-    "kmeans-real",
-)  # on images, by the features of a network that all of them have trained
+# On images these choose by the features of a network that has trained on all of them.
+_EMBEDDED = ("herding", "k-center", "kmeans-real")
 
 
 def _recipe(name: str, title: str, paper: str) -> Recipe:
