@@ -13,14 +13,16 @@ from torch.optim import Optimizer
 class _Adaptive(Optimizer):
     """Moments of the gradient by exponential means, of which a subclass makes steps."""
 
+    EPS = 1e-8
+
     def __init__(
         self,
         params: Iterable[Any],
         lr: float = 1e-3,
         betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
+        eps: float | None = None,
     ) -> None:
-        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps})
+        super().__init__(params, {"lr": lr, "betas": betas, "eps": self.EPS if eps is None else eps})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
@@ -60,23 +62,16 @@ class _Adaptive(Optimizer):
 class AdaBelief(_Adaptive):
     """Adam whose second moment is of the gradient's deviation from its mean: long steps where gradients agree.
 
-    Zhuang et al. (NeurIPS 2020), arXiv 2010.07468, algorithm 2; RFAD has eps of 1e-16.
+    Zhuang et al. (NeurIPS 2020), arXiv 2010.07468, algorithm 2, with the eps that RFAD has.
 
     Args:
         params: parameters or groups of them.
         lr: learning rate.
         betas: decay of the mean and of the second moment, in [0, 1).
-        eps: added to the second moment at each step, and to its root.
+        eps: added to the second moment at each step, and to its root; None is 1e-16.
     """
 
-    def __init__(
-        self,
-        params: Iterable[Any],
-        lr: float = 1e-3,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-16,
-    ) -> None:
-        super().__init__(params, lr, betas, eps)
+    EPS = 1e-16
 
     def _remember(self, square: Tensor, slope: Tensor, mean: Tensor, decay: float, eps: float) -> None:
         surprise = slope - mean
@@ -92,7 +87,7 @@ class LAMB(_Adaptive):
         params: parameters or groups of them.
         lr: learning rate.
         betas: decay of the mean and of the second moment, in [0, 1).
-        eps: added to the root of the second moment.
+        eps: added to the root of the second moment; None is 1e-8.
     """
 
     def _length(self, parameter: Tensor, direction: Tensor) -> float:

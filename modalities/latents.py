@@ -69,9 +69,8 @@ class LatentSummary(Summary):
         self._check(target)
         made.requires_grad_(False)
         self._invert(target, inversion_steps, inversion_lr)
-        self.exact_export = (
-            False  # decoded points are clamped and rounded, and the codes and the decoder are what is paid for
-        )
+        # Exported points are clamped and rounded; and what is paid for are the codes and the decoder.
+        self.exact_export = False
         self.signed_labels = points.signed_labels
 
     def _decoded(self) -> Tensor:

@@ -23,7 +23,7 @@ _IDC = {
 RECIPES = [
     Recipe(
         name="dcc",
-        title="gradient matching that contrasts classes, after a quarter of the run",
+        title="gradient matching that contrasts classes, after a quarter of the run and after ten matches of a network",
         paper="Lee et al., ICML 2022, arXiv 2202.02916",
         published={"CIFAR-10": {1: 34.0, 10: 54.5, 50: 64.2}},
         protocol="dsa",
@@ -56,7 +56,7 @@ RECIPES = [
     ),
     Recipe(
         name="idc",
-        title="the same, every image stored as a mosaic of four small ones",
+        title="IDC-I with images that are stored four at a time, as a mosaic of small ones",
         paper="Kim et al., ICML 2022, arXiv 2205.14959",
         published={"MNIST": {1: 94.2, 10: 98.4, 50: 99.1}, "CIFAR-10": {1: 50.0, 10: 67.5, 50: 74.5}},
         protocol="idc",

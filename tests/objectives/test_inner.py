@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from datastill.backbones.batch import Batch
+from datastill.errors import InputError
 from datastill.modalities.image import ImageModality
 from datastill.modalities.image_protocols import strategy
 from datastill.objectives.base import Objective
@@ -108,7 +109,7 @@ def test_a_named_augmentation_of_matching_is_used_and_an_unknown_one_refused() -
         losses.append(float(objective.loss(generator(1)).detach()))
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)  # this modality's own augmentation is none
     assert losses[0] != pytest.approx(losses[2], rel=1e-3)
-    with pytest.raises(Exception, match="idc-match"):
+    with pytest.raises(InputError, match="Did you mean 'idc-match'"):
         GradientMatching(augment="idc-mtach").start(images, images.summary([2, 2, 2], rng=generator(0)))
 
 
