@@ -120,7 +120,8 @@ def distilled(
             device=options.device,
             progress=options.progress,
         )
-        seconds = time.perf_counter() - began
+        # A run that goes on from its checkpoint also counts what it took before.
+        seconds = max(time.perf_counter() - began, result.seconds)
         found = evaluate(
             result,
             protocol=None if protocol == LIBRARY else protocol,
