@@ -38,6 +38,8 @@ class FeatureRegression(Objective):
         real_precision: "full", or "bfloat16", in which the convolutions of real points are then multiplied: much faster where
             the hardware does that natively.
         inner_precision: the same for the learners' training.
+        inner_augment: what augments the summary as the learners train on it: False, True for the modality's augmentation, or the
+            name of one (`Modality.augmenter`). The paper has none; a summary for students that train augmented needs theirs.
         augment: whether real and synthetic points of the regression get the same random augmentation.
         margin: weight of the label margin, which keeps the largest of each learned label 1/classes above the next one; it
             does nothing where labels are fixed.
@@ -52,6 +54,7 @@ class FeatureRegression(Objective):
     real_size: int | None = 102
     real_precision: Precision = "full"
     inner_precision: Precision = "full"
+    inner_augment: bool | str = False
     augment: bool = False
     margin: float = 1.0
 
@@ -71,6 +74,7 @@ class FeatureRegression(Objective):
 
     def start(self, modality: Modality, summary: Summary, *, seed: int = 0, workdir: Path | None = None) -> None:
         super().start(modality, summary, seed=seed, workdir=workdir)
+        self._vary = modality.augmenter(self.inner_augment) if self.inner_augment else None
         self._real = RealBatches(modality.real, self.real_size)
         self._learns_labels = "labels" in summary.parameter_groups()
         self._pool = LearnerPool(
@@ -98,6 +102,8 @@ class FeatureRegression(Objective):
             batch = self.summary(rng).detach()
         if self.inner_batch is not None and self.inner_batch < len(batch):
             batch = batch.take(torch.randperm(len(batch), generator=rng)[: self.inner_batch].to(batch.groups.device))
+        if self._vary is not None:
+            batch = self._vary(batch, fork(rng) % 2**31)
         with convolved_in(self.inner_precision):
             self._pool.train(batch, rng)
 
