@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from datastill.backbones.base import Kernel
 from datastill.errors import check_count, require
@@ -87,33 +88,37 @@ def relu_moments(covariance: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Tens
     return step, value
 
 
-def _sine(covariance: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """sqrt(a b - covariance^2), which is the sine of the angle times sqrt(a b), and where it counts as zero (and is 1 here).
+def _correlation(covariance: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The cosine of the angle, its squared sine, and the inverse deviations (0 where a variance is) by which it was scaled."""
+    ours, theirs = (torch.where(one > 0, one.rsqrt(), 0.0) for one in (a, b))
+    cosine = covariance * ours * theirs
+    return cosine, torch.addcmul(cosine.new_ones(()), cosine, cosine, value=-1), ours, theirs
 
-    Near the diagonal it is all rounding error; and there the angle as a function of the covariance has an infinite slope, which
-    would multiply the rounding errors of the layers below.
+
+def _unless_parallel(squared: Tensor, value: float) -> Tensor:
+    """Squared sines, and `value` in place of those that count as zero.
+
+    Near the diagonal a sine is all rounding error; and there the angle as a function of the covariance has an infinite slope,
+    which would multiply the rounding errors of the layers below.
     """
-    squared = a * b
-    least = _COINCIDENT * torch.finfo(covariance.dtype).eps * squared
-    squared = torch.addcmul(squared, covariance, covariance, value=-1)
-    same = squared <= least
-    return squared.masked_fill_(same, 1.0).sqrt_(), same
+    return F.threshold(squared, _COINCIDENT * torch.finfo(squared.dtype).eps, value)
 
 
 class _Moments(torch.autograd.Function):
     """The two moments with their closed-form derivatives: d value = step d covariance, and so on.
 
-    By autograd's own rules each would take some thirty passes over matrices, which are as large as the kernel.
+    By autograd's own rules each would take some thirty passes over matrices, which are as large as the kernel. The passes here
+    are those that a processor vectorises: no masks, and the arc tangent of one number.
     """
 
     generate_vmap_rule = True
 
     @staticmethod
     def forward(covariance: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-        sine, same = _sine(covariance, a, b)
-        sine.masked_fill_(same, 0.0)
-        step = torch.atan2(sine, covariance).mul_(-1 / (2 * math.pi)).add_(0.5)
-        return step, sine.mul_(1 / (2 * math.pi)).addcmul_(step, covariance)
+        cosine, squared, _, _ = _correlation(covariance, a, b)
+        sine = _unless_parallel(squared, 0.0).sqrt_()
+        step = cosine.div_(sine).atan_().mul_(1 / (2 * math.pi)).add_(0.25)
+        return step, sine.mul_(a.sqrt() / (2 * math.pi)).mul_(b.sqrt()).addcmul_(step, covariance)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: tuple[Tensor, Tensor]) -> None:
@@ -123,14 +128,15 @@ class _Moments(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         covariance, a, b, step = ctx.saved_tensors
         by_step, by_value = gradients
-        sine, same = _sine(covariance, a, b)
-        slope = (1 / sine).masked_fill(same, 0.0) * by_step / (2 * math.pi)
-        sine = sine.masked_fill(same, 0.0)
-        by_covariance = slope + by_value * step
-        by_scale = (sine * by_value / (2 * math.pi) - covariance * slope) / 2
-        least = torch.finfo(covariance.dtype).tiny  # a pixel or a vector of zeros without bias, where by_scale is 0
-        by_a, by_b = (by_scale.sum_to_size(one.shape) / one.clamp(min=least) for one in (a, b))
-        return by_covariance, by_a, by_b
+        cosine, squared, ours, theirs = _correlation(covariance, a, b)
+        inverse = _unless_parallel(squared, torch.inf).rsqrt()
+        # By the cosine, through the angle, and by the product of the deviations, times that product.
+        slope = by_step * inverse / (2 * math.pi)
+        by_scale = (squared * inverse * (by_value * a.sqrt() * b.sqrt()) / (2 * math.pi) - cosine * slope) / 2
+        by_a, by_b = (
+            by_scale.sum_to_size(one.shape) * inverted.square() for one, inverted in ((a, ours), (b, theirs))
+        )
+        return slope * ours * theirs + by_value * step, by_a, by_b
 
 
 def products(a: Tensor, b: Tensor) -> Tensor:
