@@ -194,7 +194,7 @@ class InfiniteConvNet(Kernel):
         """What a convolution makes of it."""
         sums = _Windows.apply(covariance, *level, self.filter_size // 2)
         scaled: Tensor = self.weight_variance / self.filter_size**2 * sums
-        return scaled + self.bias_variance if bias else scaled
+        return scaled.add_(self.bias_variance) if bias else scaled
 
 
 def convolutional_kernel(name: str, shape: tuple[int, int, int], depth: int | None = None) -> InfiniteConvNet | None:
