@@ -133,9 +133,7 @@ class _Moments(torch.autograd.Function):
         # By the cosine, through the angle, and by the product of the deviations, times that product.
         slope = by_step * inverse / (2 * math.pi)
         by_scale = (squared * inverse * (by_value * a.sqrt() * b.sqrt()) / (2 * math.pi) - cosine * slope) / 2
-        by_a, by_b = (
-            by_scale.sum_to_size(one.shape) * inverted.square() for one, inverted in ((a, ours), (b, theirs))
-        )
+        by_a, by_b = (by_scale.sum_to_size(one.shape) * inverted.square() for one, inverted in ((a, ours), (b, theirs)))
         return slope * ours * theirs + by_value * step, by_a, by_b
 
 

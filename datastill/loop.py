@@ -19,7 +19,7 @@ from datastill.checkpoint import Checkpoints
 from datastill.errors import DivergenceError, check_count, check_device, require, unknown_name
 from datastill.modalities.base import Modality, Summary
 from datastill.objectives.base import Objective
-from datastill.outer import OptimizerFactory, OuterOptimizer, Rates
+from datastill.outer import OptimizerFactory, OuterOptimizer, Rates, Schedule
 from datastill.rng import derive_seed, generator, isolated
 
 
@@ -89,7 +89,7 @@ def distill(
     optimizer: str | OptimizerFactory = "adam",
     lr: Rates = 1e-2,
     momentum: float | tuple[float, float] | None = None,
-    schedule: Literal["constant", "cosine"] = "constant",
+    schedule: Schedule = "constant",
     alternate: Mapping[str, int] | None = None,
     clip: float | None = None,
     seed: int = 0,
@@ -121,7 +121,7 @@ def distill(
         optimizer: "adam", "adamw", "adabelief", "lamb", "sgd", or a function of PyTorch parameter groups.
         lr: outer learning rate, or one for each role of `summary.parameter_groups()` and `objective.learnables()`.
         momentum: of "sgd" (default 0), or the first beta of the others, or both.
-        schedule: of the learning rate: "constant" or "cosine".
+        schedule: of the learning rate: "constant", "cosine", or "halving" after 60, 80 and 90 % of the steps.
         alternate: roles that take turns, with the steps of each turn, as in GCond: `{"adjacency": 10, "features": 40}`.
         clip: largest gradient norm of a role.
         seed: of everything random in the run.

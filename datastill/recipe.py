@@ -10,6 +10,7 @@ from typing import Any, Literal
 from datastill import registry
 from datastill.errors import InputError, unknown_name
 from datastill.objectives.base import Objective
+from datastill.outer import Schedule
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class Recipe:
     optimizer: str = "adam"
     lr: float | Mapping[str, float] = 0.01
     momentum: float | tuple[float, float] | None = None
-    schedule: Literal["constant", "cosine"] = "constant"
+    schedule: Schedule = "constant"
     alternate: Mapping[str, int] | None = None
     clip: float | None = None
     validate_every: int | None = None

@@ -309,6 +309,10 @@ class Modality(ABC):
             return self.augment if siamese else self.augment_each
         raise InputError(f"{self.kind} data have no augmentation {strategy!r}; Protocol.augment must be True or False.")
 
+    def mirrored(self, batch: Batch) -> Batch:
+        """`batch` and, where a mirror image means the same, the mirror images of its points after them. Default: `batch`."""
+        return batch
+
     # --- training and scores ------------------------------------------------------------------------------------------
 
     @abstractmethod

@@ -194,6 +194,13 @@ class ImageModality(ClassificationModality):
         options: dict[str, Any] = {"flip": flip, "classes": self.num_classes, "siamese": siamese}
         return lambda batch, seed: apply_strategy(strategy, batch, seed, **options)
 
+    def mirrored(self, batch: Batch) -> Batch:
+        """Images and their mirror images, if the modality's augmentation has "flip"."""
+        if "flip" not in self.augmentation.operations:
+            return batch
+        both = (batch.inputs, batch.inputs.flip(3)), (batch.targets,) * 2, (batch.groups,) * 2
+        return Batch(*(torch.cat(pair) for pair in both))
+
     # --- summaries and native datasets --------------------------------------------------------------------------------
 
     def summary(

@@ -6,6 +6,7 @@ of learners at every stage of training, and gradients go through the features of
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -41,6 +42,9 @@ class FeatureRegression(Objective):
         inner_augment: what augments the summary as the learners train on it: False, True for the modality's augmentation, or the
             name of one (`Modality.augmenter`). The paper has none; a summary for students that train augmented needs theirs.
         augment: whether real and synthetic points of the regression get the same random augmentation.
+        mirror: whether the regression trains on mirror images beside the synthetic points (`Modality.mirrored`).
+        unit_outputs: targets are scaled by sqrt(this / outputs), as published for classes; None leaves them as they are. Learned
+            labels are kept without that factor.
         margin: weight of the label margin, which keeps the largest of each learned label 1/classes above the next one; it
             does nothing where labels are fixed.
     """
@@ -56,6 +60,8 @@ class FeatureRegression(Objective):
     inner_precision: Precision = "full"
     inner_augment: bool | str = False
     augment: bool = False
+    mirror: bool = False
+    unit_outputs: int | None = None
     margin: float = 1.0
 
     name: ClassVar[str] = "feature-regression"
@@ -65,7 +71,7 @@ class FeatureRegression(Objective):
         check_precision("inner_precision", self.inner_precision)
         check_count("pool", self.pool)
         check_count("max_age", self.max_age)
-        for field in ("inner_batch", "real_size"):
+        for field in ("inner_batch", "real_size", "unit_outputs"):
             if getattr(self, field) is not None:
                 check_count(field, getattr(self, field))
         require(self.inner_lr > 0, f"inner_lr must be positive, got {self.inner_lr!r}.")
@@ -77,8 +83,12 @@ class FeatureRegression(Objective):
         self._vary = modality.augmenter(self.inner_augment) if self.inner_augment else None
         self._real = RealBatches(modality.real, self.real_size)
         self._learns_labels = "labels" in summary.parameter_groups()
+        self._scale = 1.0
+        if self.unit_outputs is not None:
+            self._scale = math.sqrt(self.unit_outputs / modality.encode(summary().targets).shape[1])
+        draws = generator(seed, "learner pool")
         self._pool = LearnerPool(
-            modality, self.learner, self.pool, self.max_age, self.inner_lr, generator(seed, "learner pool")
+            modality, self.learner, self.pool, self.max_age, self.inner_lr, draws, target_scale=self._scale
         )
 
     def loss(self, rng: torch.Generator) -> Tensor:
@@ -89,13 +99,16 @@ class FeatureRegression(Objective):
         if self.augment:
             seed = fork(rng) % 2**31
             real, synthetic = self.modality.augment(real, seed), self.modality.augment(synthetic, seed)
+        if self.mirror:
+            synthetic = self.modality.mirrored(synthetic)
         with torch.no_grad(), convolved_in(self.real_precision):
             theirs = net.embed(real.inputs).flatten(1)
         ours = net.embed(synthetic.inputs).flatten(1)
         coefficients = ridge_solve(ours @ ours.T, self.modality.encode(synthetic.targets), self.ridge)
         loss = self.modality.ridge_loss(theirs @ (ours.T @ coefficients), real.targets)
-        loss = portion(loss, self.modality.weight(real))
-        return loss + self.margin * label_margin(labels) if self._learns_labels else loss
+        # The prediction is linear in the labels, so that a factor of all targets is one of the squared error.
+        loss = self._scale**2 * portion(loss, self.modality.weight(real))
+        return loss + self.margin * label_margin(self._scale * labels) if self._learns_labels else loss
 
     def after_step(self, rng: torch.Generator) -> None:
         with torch.no_grad():

@@ -25,14 +25,24 @@ class LearnerPool:
             over the range, so that they are not all replaced at once.
         lr: learning rate of their training (Adam).
         rng: for the first draw.
+        target_scale: what encoded targets are multiplied by.
     """
 
     def __init__(
-        self, modality: Modality, name: str | None, size: int, max_age: int, lr: float, rng: torch.Generator
+        self,
+        modality: Modality,
+        name: str | None,
+        size: int,
+        max_age: int,
+        lr: float,
+        rng: torch.Generator,
+        *,
+        target_scale: float = 1.0,
     ) -> None:
         self.modality = modality
         self.name = name
         self.max_age = max_age
+        self.target_scale = target_scale
         self.protocol = Protocol(optimizer="adam", lr=lr)
         self.ages = [position * max_age // size for position in range(size)]
         self._learners = [modality.learner(name, rng=rng) for _ in range(size)]
@@ -61,7 +71,7 @@ class LearnerPool:
         self.ages[now] += 1
 
     def _error(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        return 0.5 * (outputs - self.modality.encode(targets)).square().sum(1).mean()
+        return 0.5 * (outputs - self.target_scale * self.modality.encode(targets)).square().sum(1).mean()
 
     def state_dict(self) -> dict[str, Any]:
         """Ages, and the parameters and optimiser of every learner."""

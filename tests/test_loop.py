@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import random
 import signal
@@ -26,6 +27,7 @@ from datastill.objectives.base import Objective
 from datastill.objectives.distribution_matching import DistributionMatching
 from datastill.objectives.gradient_matching import GradientMatching
 from datastill.objectives.kernel_ridge import KernelRidge
+from datastill.outer import OuterOptimizer
 from datastill.rng import generator
 
 
@@ -277,6 +279,36 @@ def test_alternation_moves_one_role_at_a_time() -> None:
         progress=False,
     )
     assert moved == ["s", "p", "p", "p"] * 2
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        ("constant", [1.0] * 10),
+        ("halving", [1.0] * 6 + [0.5] * 2 + [0.25, 0.125]),
+        ("cosine", [0.5 * (1 + math.cos(math.pi * step / 10)) for step in range(10)]),
+    ],
+)
+def test_rates_follow_the_schedule(schedule: str, expected: list[float]) -> None:
+    weight = torch.nn.Parameter(torch.zeros(1))
+    outer = OuterOptimizer(
+        {"points": [weight]},
+        optimizer="sgd",
+        lr=1.0,
+        momentum=None,
+        schedule=schedule,
+        alternate=None,
+        clip=None,
+        steps=10,
+    )
+    moved = []
+    for step in range(10):
+        before = float(weight.detach())
+        outer.prepare(step)
+        weight.grad = -torch.ones(1)
+        outer.step(step)
+        moved.append(float(weight.detach()) - before)
+    assert moved == pytest.approx(expected, rel=1e-4)
 
 
 def test_bad_arguments_are_refused_before_work() -> None:

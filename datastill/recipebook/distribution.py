@@ -63,6 +63,7 @@ RECIPES = [
         optimizer="sgd",
         lr=0.1,
         momentum=0.5,
+        schedule="halving",
         overrides={**_ELSEWHERE, "image": {"summary": {"clamp": False}}},
     ),
     Recipe(

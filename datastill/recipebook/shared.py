@@ -312,7 +312,7 @@ RECIPES = [
             # noisier: the regression of a few features changes from network to network.
             "image": {
                 "summary": {"labels": "signed", "clamp": False},
-                "settings": {"learner": "convnet-w128-frepo-none"},
+                "settings": {"learner": "convnet-w128-frepo-none", "mirror": True, "unit_outputs": 10},
                 "lr": {"points": 0.1, "labels": 0.005},
                 "validate_every": 0,  # the network takes minutes to train; the last step has the least noise
             },

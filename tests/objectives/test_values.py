@@ -14,7 +14,6 @@ from datastill.checks.toy import ToyModality, ToySummary
 from datastill.errors import InputError
 from datastill.objectives.base import RealBatches, sample
 from datastill.objectives.distribution_matching import DistributionMatching, group_means
-from datastill.objectives.feature_regression import FeatureRegression, label_margin
 from datastill.objectives.gradient_matching import GradientMatching, gradient_distances
 from datastill.objectives.inner import PositiveRates, shuffled_picks
 from datastill.objectives.kernel_ridge import KernelRidge
@@ -232,46 +231,6 @@ def test_bad_settings_are_refused_at_once(make: type, message: str) -> None:
 def test_unknown_kernel_suggests_the_nearest() -> None:
     with pytest.raises(InputError, match="Did you mean 'ntk'"):
         KernelRidge(kernel="nkt").start(MODALITY, small())
-
-
-def test_feature_regression_by_hand() -> None:
-    """With an almost vanishing ridge, and fewer points than features, it is the pseudo-inverse that interpolates."""
-    objective = FeatureRegression(pool=1, max_age=1, real_size=None, ridge=1e-12, learner="mlp")
-    summary = small()
-    objective.start(MODALITY, summary)
-    loss = float(objective.loss(generator(0)).detach())
-    net = objective._pool.pick(generator(0))
-    real, synthetic = MODALITY.real(), summary()
-    with torch.no_grad():
-        theirs, ours = net.embed(real.inputs).double(), net.embed(synthetic.inputs).double()
-        weights = torch.linalg.pinv(ours) @ MODALITY.encode(synthetic.targets).double()
-        expected = 0.5 * (theirs @ weights - MODALITY.encode(real.targets)).square().mean()
-    assert loss == pytest.approx(float(expected), rel=1e-3)
-
-
-def test_label_margin_by_hand() -> None:
-    labels = torch.tensor([[0.9, 0.1, 0.0], [0.4, 0.35, 0.25]], requires_grad=True)
-    margin = label_margin(labels)
-    assert float(margin.detach()) == pytest.approx(-(1 / 3 + 0.05) / 2)
-    margin.backward()
-    assert labels.grad is not None
-    assert labels.grad.tolist() == [[0, 0, 0], [-0.5, 0.5, 0]]  # a label that is clear enough is left alone
-
-
-def test_the_pool_has_all_ages_and_replaces_the_old() -> None:
-    objective = FeatureRegression(pool=4, max_age=8, inner_lr=0.1, real_size=4)
-    objective.start(MODALITY, small())
-    pool = objective._pool
-    assert pool.ages == [0, 2, 4, 6]
-    net = pool.pick(generator(1))
-    now, before = pool._now, [value.clone() for value in net.parameters()]
-    pool.ages[now] = 7
-    objective.after_step(generator(2))
-    assert pool.ages[now] == 8
-    assert any(not torch.equal(a, b) for a, b in zip(before, net.parameters()))
-    objective.after_step(generator(3))
-    assert pool.ages[now] == 0
-    assert pool._learners[now] is not net
 
 
 def test_samples_are_stratified_and_fair() -> None:
