@@ -52,6 +52,8 @@ class Summary(nn.Module, ABC):
     """Whether learned labels may have negative entries: rows of sum one, targets of regression, in place of distributions."""
     coded: bool = False
     """Whether it is stored by a code, in fewer bytes than its parameters take."""
+    versions: int = 1
+    """How many points are versions of one (a base in several styles); they follow each other."""
 
     @abstractmethod
     def forward(self, rng: torch.Generator | None = None) -> Batch:

@@ -41,7 +41,8 @@ class Hallucinators(Storage):
             min(height, width) >= 3,
             f"storage='hallucinators' needs images of at least 3 pixels a side, got {height}x{width}.",
         )
-        self.styles, self.diversity = styles, diversity
+        self.styles = self.versions = styles
+        self.diversity = diversity
         self.bases = nn.Parameter(images[::styles].clone())
         self.encoders = nn.Parameter(_identity(styles, channels))
         self.encoder_biases = nn.Parameter(torch.zeros(styles, channels))

@@ -23,6 +23,8 @@ class Storage(nn.Module, ABC):
 
     compact: ClassVar[bool] = True
     """Whether it takes fewer bytes than the images, so that bytes are reported for both."""
+    versions: int = 1
+    """How many images that follow each other are versions of one."""
 
     @abstractmethod
     def forward(self) -> Tensor:

@@ -67,6 +67,7 @@ class ImageSummary(Summary):
         # Decoded pixels may lie outside the valid range; what is exported does not.
         self.exact_export = not storage.compact
         self.coded = storage.compact or codec is not None
+        self.versions = storage.versions
         self.scale = scale
         self.clamp = clamp
         self.eight_bit = eight_bit and clamp

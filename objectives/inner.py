@@ -30,6 +30,16 @@ def shuffled_picks(points: int, size: int | None, steps: int, rng: torch.Generat
     return picks
 
 
+def version_picks(
+    points: int, versions: int, size: int | None, steps: int, rng: torch.Generator
+) -> list[Tensor | None]:
+    """As `shuffled_picks`, of points of which so many are versions of one: each step has one version of all, drawn at random."""
+    chosen = torch.randint(versions, (steps,), generator=rng).tolist()
+    picks = shuffled_picks(points // versions, size, steps, rng)
+    every = torch.arange(points // versions)
+    return [(every if pick is None else pick) * versions + version for pick, version in zip(picks, chosen)]
+
+
 class OncePerStep:
     """The batch of a summary, computed once between two steps though training needs it after one and the loss before the next.
 

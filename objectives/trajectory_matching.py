@@ -21,7 +21,7 @@ from datastill.errors import check_count, require, unknown_name
 from datastill.modalities.base import Modality, Summary
 from datastill.objectives.base import Objective, network_bytes, weight_bytes
 from datastill.objectives.experts import ExpertBuffer, ExpertPlan, split_parameters
-from datastill.objectives.inner import PositiveRates, shuffled_picks, step_augmentation
+from datastill.objectives.inner import PositiveRates, shuffled_picks, step_augmentation, version_picks
 from datastill.objectives.unroll import Descent, unroll
 from datastill.rng import generator
 
@@ -50,6 +50,8 @@ class TrajectoryMatching(Objective):
         inner_lr: first value of their step size, above 0.
         learn_lr: whether it is learned (kept positive).
         inner_batch: synthetic points a step; None takes all of them.
+        one_version: whether each inner step has one version of the points, drawn at random, where the summary has several of each
+            (HaBa's styles); `inner_batch` then counts the points without their versions.
         augment: whether experts and inner steps use the modality's augmentation.
         gradient: "exact", or "tesla" for the published approximation at the same memory.
         expert_labels: whether the summary's learned labels begin as what the experts say of its points: the mean output of those
@@ -76,6 +78,7 @@ class TrajectoryMatching(Objective):
     inner_lr: float = 0.01
     learn_lr: bool = True
     inner_batch: int | None = None
+    one_version: bool = False
     augment: bool = False
     gradient: Literal["exact", "tesla"] = "exact"
     expert_labels: bool = False
@@ -162,7 +165,7 @@ class TrajectoryMatching(Objective):
         descent = Descent(
             net,
             self.modality.loss,
-            shuffled_picks(len(synthetic), self.inner_batch, self.inner_steps, rng),
+            self._picks(len(synthetic), rng),
             augment=step_augmentation(self.modality, self.inner_steps, rng) if self.augment else None,
         )
         rates = self._rates().expand(self.inner_steps)
@@ -175,6 +178,12 @@ class TrajectoryMatching(Objective):
 
     def after_step(self, rng: torch.Generator) -> None:
         self._step += 1
+
+    def _picks(self, points: int, rng: torch.Generator) -> list[Tensor | None]:
+        """The synthetic points of each inner step."""
+        if self.one_version and self.summary.versions > 1:
+            return version_picks(points, self.summary.versions, self.inner_batch, self.inner_steps, rng)
+        return shuffled_picks(points, self.inner_batch, self.inner_steps, rng)
 
     def _window_end(self) -> int:
         """Starting points lie before this one at the present step."""

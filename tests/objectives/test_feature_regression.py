@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from datastill.backbones.batch import Batch
 from datastill.checks.toy import ToyModality, ToySummary
 from datastill.modalities.image import ImageModality
 from datastill.objectives.feature_regression import FeatureRegression, label_margin
@@ -43,10 +44,11 @@ def test_feature_regression_with_mirror_images_and_scaled_targets() -> None:
     def loss(pixels: Tensor, **options: Any) -> tuple[Tensor, Tensor]:
         objective = FeatureRegression(pool=1, real_size=None, ridge=1e-3, learner="mlp", **options)
         summary = images.summary([len(pixels) // 3] * 3, rng=generator(0), clamp=False)
-        summary.storage.pixels.data.copy_(pixels)
+        (parameter,) = summary.parameters()
+        parameter.data.copy_(pixels)
         objective.start(images, summary)
         found = objective.loss(generator(0))
-        (gradient,) = torch.autograd.grad(found, summary.parameters())
+        (gradient,) = torch.autograd.grad(found, parameter)
         return found, gradient
 
     half = torch.randn(3, 3, 8, 8, generator=rng)
@@ -59,18 +61,21 @@ def test_feature_regression_with_mirror_images_and_scaled_targets() -> None:
     assert not torch.allclose(found, loss(half, unit_outputs=12)[0])
 
 
-def test_the_pool_trains_on_scaled_and_augmented_targets() -> None:
+def test_the_pool_trains_on_scaled_targets_and_augmented_images(monkeypatch: pytest.MonkeyPatch) -> None:
     """Half the squared error of outputs and scaled targets, on images as the named augmentation leaves them."""
     rng = generator("digits")
     images = ImageModality(torch.rand(12, 1, 8, 8, generator=rng), torch.arange(12) % 3, augmentation="crop")
-    seen: list[Tensor] = []
     objective = FeatureRegression(
         pool=1, max_age=9, real_size=None, learner="mlp", inner_augment="frepo", unit_outputs=27
     )
     summary = images.summary([2] * 3, rng=generator(0))
     objective.start(images, summary)
-    train = objective._pool.train
-    objective._pool.train = lambda batch, rng: (seen.append(batch.inputs), train(batch, rng))  # type: ignore[method-assign,assignment,return-value]
+    seen: list[Tensor] = []
+
+    def train(batch: Batch, rng: torch.Generator) -> None:
+        seen.append(batch.inputs)
+
+    monkeypatch.setattr(objective._pool, "train", train)
     objective._pool.pick(generator(0))
     for number in range(8):
         objective.after_step(generator(number))

@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from datastill.backbones.batch import Batch
 from datastill.checks.toy import ToyModality, ToySummary
 from datastill.errors import InputError
+from datastill.modalities.image import ImageModality
 from datastill.objectives.base import RealBatches, sample
 from datastill.objectives.distribution_matching import DistributionMatching, group_means
 from datastill.objectives.gradient_matching import GradientMatching, gradient_distances
-from datastill.objectives.inner import PositiveRates, shuffled_picks
+from datastill.objectives.inner import PositiveRates, shuffled_picks, version_picks
 from datastill.objectives.kernel_ridge import KernelRidge
 from datastill.objectives.meta_model import UnrolledTraining
 from datastill.objectives.trajectory_matching import TrajectoryMatching
@@ -191,9 +192,42 @@ def test_gradient_matching_trains_and_replaces_its_network() -> None:
 def test_shuffled_picks_are_passes_over_the_points() -> None:
     picks = shuffled_picks(7, 3, 4, generator(0))
     assert all(pick is not None and len(pick) == 3 for pick in picks)
-    assert sorted(torch.cat([pick for pick in picks[:2] if pick is not None]).unique().tolist()) != []
     assert len(torch.cat([pick for pick in picks[:2] if pick is not None]).unique()) == 6
     assert shuffled_picks(7, None, 2, generator(0)) == [None, None]
+
+
+def test_a_step_has_one_version_of_each_point() -> None:
+    whole = version_picks(15, 3, None, 40, generator(0))
+    found = torch.stack([pick for pick in whole if pick is not None])
+    assert torch.equal(found // 3, torch.arange(5).expand(40, 5))
+    assert bool((found % 3 == found[:, :1] % 3).all())
+    assert set((found[:, 0] % 3).tolist()) == {0, 1, 2}
+    parts = version_picks(15, 3, 2, 2, generator(0))
+    assert (
+        len(torch.cat([pick // 3 for pick in parts if pick is not None]).unique()) == 4
+    )  # passes over the points, whichever version
+
+
+def test_trajectories_of_styles_go_by_one_style_a_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two bases a class in two styles: six of the twelve images at every step, and all of them without the option."""
+    images = ImageModality(torch.rand(12, 1, 8, 8, generator=generator(0)), torch.arange(12) % 3)
+    summary = images.summary([4] * 3, rng=generator(0), init="noise", storage="hallucinators", styles=2, fit=1)
+    seen: list[int] = []
+
+    def loss(outputs: Tensor, targets: Tensor) -> Tensor:
+        seen.append(len(outputs))
+        return nn.functional.cross_entropy(outputs, targets)
+
+    monkeypatch.setattr(images, "loss", loss)
+    for one_version, expected in ((True, 6), (False, 12)):
+        objective = TrajectoryMatching(
+            experts=1, expert_batch=3, learner="mlp", max_start=1, span=1, inner_steps=6, one_version=one_version
+        )
+        objective.start(images, summary, workdir=tmp_path)
+        objective.loss(generator(1))  # trains the experts too, at first
+        seen.clear()
+        objective.loss(generator(1))
+        assert set(seen) == {expected}
 
 
 def test_positive_rates() -> None:
