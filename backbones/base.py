@@ -229,7 +229,7 @@ class FeatureKernel(Kernel):
         learners: at least one, whose parameters need no gradients.
         weight_variance: of the last layer, times its width.
         bias_variance: of the last layer.
-        real_precision: "full", or "bfloat16", in which `both` multiplies the convolutions of real points.
+        real_precision: in what `both` multiplies the convolutions of real points (`convolved_in`).
     """
 
     def __init__(

@@ -9,18 +9,19 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Literal
+from functools import lru_cache
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from datastill.errors import unknown_name
 
-Precision = Literal["full", "bfloat16"]
-PRECISIONS = ("full", "bfloat16")
+Precision = Literal["full", "bfloat16", "auto"]
+PRECISIONS = get_args(Precision)
 _FEW = 4
 """Channels of which a convolution takes next to no time."""
-_reduced: ContextVar[bool] = ContextVar("reduced", default=False)
+_precision: ContextVar[Precision] = ContextVar("precision", default="full")
 
 
 def check_precision(name: str, value: str) -> None:
@@ -33,13 +34,23 @@ def check_precision(name: str, value: str) -> None:
 def convolved_in(precision: Precision) -> Iterator[None]:
     """Within it every `Conv2d` of more than four channels multiplies, and has its gradients multiplied, in `precision`.
 
-    Sums are float32, and so is all else: norms, activations, heads, losses, and learners without convolutions.
+    Sums are float32, and so is all else: norms, activations, heads, losses, and learners without convolutions. "auto" is bfloat16
+    for float32 inputs on a device that multiplies it natively (`native_bfloat16`), and "full" elsewhere.
     """
-    token = _reduced.set(precision == "bfloat16")
+    token = _precision.set(precision)
     try:
         yield
     finally:
-        _reduced.reset(token)
+        _precision.reset(token)
+
+
+@lru_cache
+def native_bfloat16(device: str) -> bool:
+    """Whether devices of that type multiply matrices of bfloat16 in hardware: GPUs from NVIDIA's Ampere on, x86 with AMX."""
+    if device == "cuda":
+        return torch.cuda.is_available() and torch.cuda.get_device_capability() >= (8, 0)
+    tiles = getattr(torch.cpu, "_is_amx_tile_supported", None)
+    return device == "cpu" and tiles is not None and bool(tiles())
 
 
 class Conv2d(nn.Conv2d):
@@ -47,7 +58,11 @@ class Conv2d(nn.Conv2d):
 
     def multiplies_in(self, inputs: Tensor) -> torch.dtype:
         """Of what type the factors are that `inputs` and weights are rounded to."""
-        return torch.bfloat16 if _reduced.get() and self.in_channels > _FEW else inputs.dtype
+        precision = _precision.get()
+        if precision == "auto":
+            fits = inputs.dtype == torch.float32 and native_bfloat16(inputs.device.type)
+            precision = "bfloat16" if fits else "full"
+        return torch.bfloat16 if precision == "bfloat16" and self.in_channels > _FEW else inputs.dtype
 
     def forward(self, inputs: Tensor) -> Tensor:
         dtype = self.multiplies_in(inputs)

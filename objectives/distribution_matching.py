@@ -33,8 +33,8 @@ class DistributionMatching(Objective):
     Attributes:
         learner: name of the learner whose `embed` gives the features; None takes the modality's default.
         real_size: real points a group at each step; None takes all of them.
-        real_precision: "full", or "bfloat16", in which the convolutions of real points are then multiplied: much faster where
-            the hardware does that natively.
+        real_precision: in what the convolutions of real points are multiplied: "full", "bfloat16", which is much faster where the
+            hardware does it natively, or "auto", which is bfloat16 there and full elsewhere.
         augment: whether real and synthetic points of a group get the same random augmentation, each group one of its own.
         discrepancy: "mean" is || mean f(real) - mean f(synthetic) ||^2 (DM); "gaussian" is `gaussian_discrepancy` (M3D).
         weighting: "uniform" (DM) or "share" (each group by its share of the synthetic points, as in GCDM).

@@ -36,8 +36,8 @@ class FeatureRegression(Objective):
         inner_batch: synthetic points of a training step; None takes all of them.
         ridge: at least 0, relative to the mean diagonal of F_s F_s'.
         real_size: real points a group at each step; None takes all of them.
-        real_precision: "full", or "bfloat16", in which the convolutions of real points are then multiplied: much faster where
-            the hardware does that natively.
+        real_precision: in what the convolutions of real points are multiplied: "full", "bfloat16", which is much faster where the
+            hardware does it natively, or "auto", which is bfloat16 there and full elsewhere.
         inner_precision: the same for the learners' training.
         inner_augment: what augments the summary as the learners train on it: False, True for the modality's augmentation, or the
             name of one (`Modality.augmenter`). The paper has none; a summary for students that train augmented needs theirs.

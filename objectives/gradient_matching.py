@@ -54,8 +54,8 @@ class GradientMatching(Objective):
         inner_real: real points a group that "real" trains on between two matches; None takes all of them.
         inner_augment: augmentation of that training, as in `Modality.augmenter`: a name, True or False.
         real_size: real points a group at each step; None takes all of them.
-        real_precision: "full", or "bfloat16", in which the convolutions of real points are then multiplied: much faster where
-            the hardware does that natively.
+        real_precision: in what the convolutions of real points are multiplied: "full", "bfloat16", which is much faster where the
+            hardware does it natively, or "auto", which is bfloat16 there and full elsewhere.
         distance: "rows" sums 1 - cosine over the rows (output channels) of every weight and skips vectors, as in DC;
             "cosine" is one angle of all gradients together; "squared" is their squared distance, and "relative" that over
             the squared length of the real gradient, as in DosCond's graph classification; "hidden-squared" and "hidden-absolute"

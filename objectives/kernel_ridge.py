@@ -48,8 +48,8 @@ class KernelRidge(Objective):
         real_limit: most real points of a step, all groups together: of more, each step draws a sample stratified by group.
         synthetic_limit: most synthetic points of a step: of more, each step trains on a stratified sample of them, KIP's support
             batches, because its cost is cubic in them. None sets no limit, here and above.
-        real_precision: "full", or "bfloat16", in which the convolutions of real points are then multiplied, for "features": much
-            faster where the hardware does that natively.
+        real_precision: in what the convolutions of real points are multiplied, for "features": "full", "bfloat16", which is much
+            faster where the hardware does it natively, or "auto", which is bfloat16 there and full elsewhere.
         augment: whether real and synthetic points get the same random augmentation.
         solve_labels: whether the summary's learned labels are not optimised by gradients but solved, KIP's label solve: those
             with which the regression has the least squared error, at each step on its real batch, and whenever the summary is

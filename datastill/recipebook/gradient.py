@@ -15,6 +15,7 @@ _IDC = {
     "inner_real": 50,
     "inner_augment": "idc",
     "real_size": 64,
+    "real_precision": "auto",
     "distance": "hidden-absolute",
     "augment": "idc-match",
     "groups_per_step": 1,
@@ -32,6 +33,7 @@ RECIPES = [
         settings={
             "inner_lr": 0.01,
             "real_size": 256,
+            "real_precision": "auto",
             "augment": True,
             "contrast_networks": 25,  # of the 100 that 1000 steps take at ten images a class
             "contrast_matches": 10,  # of a network, with more images a class

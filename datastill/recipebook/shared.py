@@ -38,7 +38,7 @@ RECIPES = [
         lr=0.1,
         momentum=0.5,
         overrides={
-            "image": {"summary": {"clamp": False}},
+            "image": {"settings": {"real_precision": "auto"}, "summary": {"clamp": False}},
             "text": {
                 "settings": {"outer_loops": 5, "inner_epochs": 5, "real_size": 64},
                 "steps": 60,
@@ -312,7 +312,13 @@ RECIPES = [
             # noisier: the regression of a few features changes from network to network.
             "image": {
                 "summary": {"labels": "signed", "clamp": False},
-                "settings": {"learner": "convnet-w128-frepo-none", "mirror": True, "unit_outputs": 10},
+                "settings": {
+                    "learner": "convnet-w128-frepo-none",
+                    "real_precision": "auto",
+                    "inner_precision": "auto",
+                    "mirror": True,
+                    "unit_outputs": 10,
+                },
                 "lr": {"points": 0.1, "labels": 0.005},
                 "validate_every": 0,  # the network takes minutes to train; the last step has the least noise
             },

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from datastill.backbones.convnet import ConvNet
 from datastill.backbones.fast import Block
-from datastill.backbones.precision import Conv2d, convolved_in
+from datastill.backbones.precision import Conv2d, convolved_in, native_bfloat16
 from datastill.errors import InputError
 from datastill.modalities.image import ImageModality
 from datastill.objectives.base import Objective
@@ -145,3 +145,27 @@ def test_learners_train_nearly_alike_in_either_precision() -> None:
 def test_a_kernel_without_networks_refuses_it() -> None:
     with pytest.raises(InputError, match=r"real_precision.*leave it out.*'features'"):
         KernelRidge(kernel="ntk", real_precision="bfloat16")
+
+
+@pytest.mark.parametrize("native", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_auto_rounds_float32_where_the_device_does_so_natively(
+    native: bool, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("datastill.backbones.precision.native_bfloat16", lambda device: native and device == "cpu")
+    conv = Conv2d(8, 8, 3).to(dtype)
+    inputs = torch.randn(2, 8, 6, 6, dtype=dtype, generator=generator("auto"))
+    full = conv(inputs)
+    with convolved_in("bfloat16"):
+        rounded = conv(inputs)
+    with convolved_in("auto"):
+        found = conv(inputs)
+    assert not torch.equal(full, rounded)
+    assert torch.equal(found, rounded if native and dtype == torch.float32 else full)
+
+
+def test_devices_without_matrix_units_are_not_native() -> None:
+    assert not native_bfloat16("mps")
+    assert native_bfloat16("cpu") in (True, False)
+    if not torch.cuda.is_available():
+        assert not native_bfloat16("cuda")
