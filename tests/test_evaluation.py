@@ -34,7 +34,9 @@ def test_rows_of_a_result() -> None:
     assert found.row("full data").points == 90
     assert found.row("random subset").nbytes == row.nbytes
     assert found.row("summary", "ntk").mean("accuracy") > found.row("random subset", "ntk").mean("accuracy")
-    assert len(row.scores["accuracy"]) == 3
+    trained = {(row.learner, row.data): len(row.scores["accuracy"]) for row in found.rows}
+    assert [trained["mlp", data] for data in ("summary", "random subset", "full data")] == [3, 3, 3]
+    assert [trained["ntk", data] for data in ("summary", "random subset", "full data")] == [1, 3, 1]
     text = found.table()
     assert "random subset" in text
     assert "±" in text
