@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from datastill.backbones.batch import Batch
 from datastill.backbones.precision import Precision, check_precision, convolved_in
 from datastill.backbones.ridge import ridge_solve
 from datastill.errors import check_count, require
@@ -33,6 +34,8 @@ class FeatureRegression(Objective):
         pool: learners in the pool.
         max_age: training steps after which a learner is replaced.
         inner_lr: learning rate of the learners' training on the summary (Adam).
+        inner_steps: training steps of a learner at each visit, one as published. They cost little where the summary is far smaller
+            than a real batch, and let the learners grow old in a short run.
         inner_batch: synthetic points of a training step; None takes all of them.
         ridge: at least 0, relative to the mean diagonal of F_s F_s'.
         real_size: real points a group at each step; None takes all of them.
@@ -53,6 +56,7 @@ class FeatureRegression(Objective):
     pool: int = 10
     max_age: int = 100
     inner_lr: float = 3e-4
+    inner_steps: int = 1
     inner_batch: int | None = 1000
     ridge: float = 1e-6
     real_size: int | None = 102
@@ -71,6 +75,7 @@ class FeatureRegression(Objective):
         check_precision("inner_precision", self.inner_precision)
         check_count("pool", self.pool)
         check_count("max_age", self.max_age)
+        check_count("inner_steps", self.inner_steps)
         for field in ("inner_batch", "real_size", "unit_outputs"):
             if getattr(self, field) is not None:
                 check_count(field, getattr(self, field))
@@ -112,13 +117,16 @@ class FeatureRegression(Objective):
 
     def after_step(self, rng: torch.Generator) -> None:
         with torch.no_grad():
-            batch = self.summary(rng).detach()
+            whole = self.summary(rng).detach()
+        with convolved_in(self.inner_precision):
+            for _ in range(self.inner_steps):
+                self._pool.train(self._inner(whole, rng), rng)
+
+    def _inner(self, batch: Batch, rng: torch.Generator) -> Batch:
+        """What a learner trains on at one step."""
         if self.inner_batch is not None and self.inner_batch < len(batch):
             batch = batch.take(torch.randperm(len(batch), generator=rng)[: self.inner_batch].to(batch.groups.device))
-        if self._vary is not None:
-            batch = self._vary(batch, fork(rng) % 2**31)
-        with convolved_in(self.inner_precision):
-            self._pool.train(batch, rng)
+        return batch if self._vary is None else self._vary(batch, fork(rng) % 2**31)
 
     def state_dict(self) -> dict[str, Any]:
         return self._pool.state_dict()
