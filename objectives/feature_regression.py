@@ -34,8 +34,8 @@ class FeatureRegression(Objective):
         pool: learners in the pool.
         max_age: training steps after which a learner is replaced.
         inner_lr: learning rate of the learners' training on the summary (Adam).
-        inner_steps: training steps of a learner at each visit, one as published. More cost little where the summary is far smaller
-            than a real batch, and let the learners grow old in a short run.
+        inner_steps: training steps of a learner at each visit, one as published. More cost little where the summary is far
+            smaller than a real batch, and let the learners grow old in a short run.
         inner_batch: synthetic points of a training step; None takes all of them.
         ridge: at least 0, relative to the mean diagonal of F_s F_s'.
         real_size: real points a group at each step; None takes all of them.

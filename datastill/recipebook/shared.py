@@ -309,9 +309,9 @@ RECIPES = [
         overrides={
             # Pixels outside the valid range, as published: kept inside they score far less. The pool has the network that is
             # evaluated, where the paper's has batch norm, which gets less far in hundreds of steps. Narrower ones are faster and
-            # noisier: the regression of a few features changes from network to network. The networks that score a summary train a
-            # thousand augmented steps on it, so the pool's do too, several steps at a visit: a short run by the paper's one step of
-            # plain training has never met such networks.
+            # noisier: the regression of a few features changes from network to network. The networks that score a summary train
+            # a thousand augmented steps on it, so the pool's train augmented too, several steps at a visit: by the paper's one
+            # plain step a short run never meets such networks.
             "image": {
                 "summary": {"labels": "signed", "clamp": False},
                 "settings": {

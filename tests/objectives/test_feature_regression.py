@@ -108,3 +108,16 @@ def test_the_pool_has_all_ages_and_replaces_the_old() -> None:
     objective.after_step(generator(3))
     assert pool.ages[now] == 0
     assert pool._learners[now] is not net
+
+
+def test_learners_grow_older_by_several_steps_at_a_visit() -> None:
+    objective = FeatureRegression(pool=2, max_age=6, inner_steps=4, real_size=4)
+    objective.start(MODALITY, small())
+    pool = objective._pool
+    pool.pick(generator(1))
+    now = pool._now
+    pool.ages[now] = 0
+    for expected in (4, 1):  # 4, 5, 6, replaced, 1
+        objective.after_step(generator(2))
+        assert pool.ages[now] == expected
+    assert pool.ages[1 - now] == [0, 3][1 - now]
