@@ -177,7 +177,9 @@ def test_a_log_is_distilled_scored_and_reported(shell: Shell, logs: Path, tmp_pa
     stored = datastill.load(out)
     assert (stored.kind, stored.points, stored.steps) == ("interactions", 4, 3)
     assert stored.evaluation is not None
-    assert {len(row["scores"]["hr@10"]) for row in stored.evaluation["rows"]} == {2}
+    # Its kernel is fitted to the same points once, and to a new random subset for each seed.
+    assert {len(row["scores"]["hr@10"]) for row in stored.evaluation["rows"] if row["data"] == "random subset"} == {2}
+    assert {len(row["scores"]["hr@10"]) for row in stored.evaluation["rows"] if row["data"] != "random subset"} == {1}
     assert set(stored.dataset.items) <= {f"i{item}" for item in range(20)}
     kinds = [json.loads(line)["kind"] for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert kinds.count("step") == 3
