@@ -168,33 +168,33 @@ def evaluate(
     methods = baseline_methods(baselines)
     target.check_split("test")
 
-    # Each entry: what it is, its batch for a seed, and its size.
-    sources: list[tuple[str, Callable[[int], Batch], Size]] = []
+    # Each entry: what it is, its batch for a seed, its size, and whether seeds change it.
+    sources: list[tuple[str, Callable[[int], Batch], Size, bool]] = []
     if isinstance(data, Summary):
         with torch.no_grad():
             continuous = data().detach().to(target.device)
         groups = continuous.groups
         if not data.exact_export:
-            sources.append(("summary", lambda _: continuous, Size(data.num_points, data.nbytes)))
+            sources.append(("summary", lambda _: continuous, Size(data.num_points, data.nbytes), False))
         data = data.export()
     else:
         groups = target.read(data).groups
     exported = target.read(data)
     label = "exported" if sources else "summary"
-    sources.append((label, lambda _: exported, target.size(data)))
+    sources.append((label, lambda _: exported, target.size(data), False))
     counts = torch.bincount(groups.cpu(), minlength=target.num_groups).tolist()
     for method in methods:
         subsets = _Subsets(target, counts, method, seed)
-        sources.append((f"{method} subset", subsets.batch, target.size(subsets(0))))
+        sources.append((f"{method} subset", subsets.batch, target.size(subsets(0)), subsets.vary))
     if methods:
-        sources.append(("full data", lambda _: target.full(), target.full_size()))
+        sources.append(("full data", lambda _: target.full(), target.full_size(), False))
 
     # A kernel regression on given points comes out the same every time.
     todo = [
-        (name, *source, 1 if target.is_kernel(name) and not source[0].endswith(" subset") else seeds)
+        (name, what, batch_of, size, seeds if varies or not target.is_kernel(name) else 1)
         for name in names
-        for source in sources
-        if source[0] != "full data" or not target.is_kernel(name) or target.compares_full(name)
+        for what, batch_of, size, varies in sources
+        if what != "full data" or not target.is_kernel(name) or target.compares_full(name)
     ]
     rows = []
     with tqdm(total=sum(times for *_, times in todo), desc="evaluate", disable=not progress, leave=False) as bar:
@@ -291,13 +291,18 @@ class _Subsets:
         self.modality, self.counts, self.method, self.seed = modality, counts, method, seed
         self.drawn: dict[int, Any] = {}
 
+    @property
+    def vary(self) -> bool:
+        """Whether seeds draw other points."""
+        return self.method in ("random", "kmeans-real")
+
     def batch(self, number: int) -> Batch:
         return self.modality.read(self(number))
 
     def __call__(self, number: int) -> Any:
         if self.method == "random":
             return self.modality.subset(self.counts, rng=generator(self.seed, "subset", number))
-        if self.method != "kmeans-real":
+        if not self.vary:
             number = 0
         if number not in self.drawn:
             seed = derive_seed(self.seed, "subset", number)
