@@ -18,9 +18,10 @@ from datastill.errors import check_count, require
 from datastill.modalities.base import Modality, Summary
 from datastill.objectives.base import Objective, RealBatches, network_bytes, weight_bytes
 from datastill.objectives.inner import PositiveRates, shuffled_picks, step_augmentation
-from datastill.objectives.unroll import Descent, unroll
+from datastill.objectives.pool import UnrolledPool
+from datastill.objectives.unroll import Descent, continued
 from datastill.processes import portion
-from datastill.rng import fork
+from datastill.rng import fork, generator
 
 
 @dataclass
@@ -38,6 +39,10 @@ class UnrolledTraining(Objective):
         inner_batch: synthetic points an inner step; None takes all of them.
         real_size: real points a group for the outer loss; None takes all of them.
         augment: whether inner batches are augmented, each step with a seed of its own.
+        pool: learners that are kept and go on training from one outer step to the next, one of them at each; None trains a fresh
+            one every time. With it the summary meets learners of all ages up to `max_age` at the cost of `inner_steps`, and the
+            gradient is cut off at the first of these, as in RaT-BPTT (Feng, Vedantam & Kempe, ICLR 2024, arXiv 2311.07025).
+        max_age: training steps after which a learner of the pool is replaced by a fresh one.
     """
 
     learner: str | None = None
@@ -50,12 +55,15 @@ class UnrolledTraining(Objective):
     inner_batch: int | None = None
     real_size: int | None = 64
     augment: bool = False
+    pool: int | None = None
+    max_age: int = 300
 
     name: ClassVar[str] = "unrolled"
 
     def __post_init__(self) -> None:
         check_count("inner_steps", self.inner_steps)
-        for field in ("inner_batch", "real_size"):
+        check_count("max_age", self.max_age)
+        for field in ("inner_batch", "real_size", "pool"):
             if getattr(self, field) is not None:
                 check_count(field, getattr(self, field))
         require(self.inner_lr > 0, f"inner_lr must be positive, got {self.inner_lr!r}.")
@@ -67,15 +75,18 @@ class UnrolledTraining(Objective):
         self._real = RealBatches(modality.real, self.real_size)
         self._rates = PositiveRates(self.inner_lr, self.inner_steps if self.lr_per_step else 1, self.learn_lr)
         self._rates.to(modality.device, modality.dtype)
+        draws = generator(seed, "unrolled pool")
+        self._pool = self.pool and UnrolledPool(modality, self.learner, self.pool, self.max_age, draws)
 
     def footprint(self, modality: Modality, summary: Summary) -> int:
         """One step's graph, with a second derivative, and the weights of all of them."""
         step = network_bytes(modality, summary, self.learner, real_size=self.real_size, kept=4, points=self.inner_batch)
-        return step + (self.inner_steps + 4) * weight_bytes(modality, self.learner)
+        return step + (self.inner_steps + 4 + 2 * (self.pool or 0)) * weight_bytes(modality, self.learner)
 
     def loss(self, rng: torch.Generator) -> Tensor:
         """The trained learner's loss on real points."""
         net = self.modality.learner(self.learner, rng=rng)
+        theta, velocity = self._pool.pick(rng) if self._pool else (parameters_of(net), None)
         real, synthetic = self._real.share(rng), self.summary(rng)
         picks = shuffled_picks(len(synthetic), self.inner_batch, self.inner_steps, rng)
         descent = Descent(
@@ -87,14 +98,27 @@ class UnrolledTraining(Objective):
             step_augmentation(self.modality, self.inner_steps, rng) if self.augment else None,
         )
         rates = self._rates().expand(self.inner_steps)
-        trained = unroll(descent, parameters_of(net), synthetic, rates)
+        trained, speed = continued(descent, theta, synthetic, rates, velocity=velocity)
+        if self._pool:
+            self._pool.offer(trained, speed, self.inner_steps)
         if self.augment:
             real = self.modality.augment(real, fork(rng) % 2**31)
         loss = self.modality.loss(call_with(net, trained, real.inputs), real.targets)
         return portion(loss, self.modality.weight(real))
+
+    def after_step(self, rng: torch.Generator) -> None:
+        if self._pool:
+            self._pool.advance(rng)
 
     def learnables(self) -> dict[str, nn.Parameter]:
         return {"inner_lr": self._rates.raw} if self.learn_lr else {}
 
     def learned(self) -> dict[str, Any]:
         return {"inner_lr": self._rates().tolist(), "inner_steps": self.inner_steps, "momentum": self.momentum}
+
+    def state_dict(self) -> dict[str, Any]:
+        return self._pool.state_dict() if self._pool else {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        if self._pool:
+            self._pool.load_state_dict(state)

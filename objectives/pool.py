@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
-from datastill.backbones.base import Learner
+from datastill.backbones.base import Learner, parameters_of
 from datastill.backbones.batch import Batch
 from datastill.backbones.training import Protocol, make_optimizer
 from datastill.modalities.base import Modality
 from datastill.rng import fork, isolated
+
+_State: TypeAlias = tuple[dict[str, Tensor], dict[str, Tensor]]  # parameters and velocity
 
 
 class LearnerPool:
@@ -90,3 +92,73 @@ class LearnerPool:
         ):
             learner.load_state_dict(kept)
             optimizer.load_state_dict(memory)
+
+
+class UnrolledPool:
+    """Trainings of different ages that outer steps take turns to unroll further (RaT-BPTT, arXiv 2311.07025, section 4).
+
+    Args:
+        modality: whose learners.
+        name: which; None takes the modality's default.
+        size: trainings in the pool.
+        max_age: inner steps after which one begins again with a fresh learner. The first ones start with ages spread over the
+            range, so that they do not all begin again at once.
+        rng: for the first draw.
+    """
+
+    def __init__(self, modality: Modality, name: str | None, size: int, max_age: int, rng: torch.Generator) -> None:
+        self.modality = modality
+        self.name = name
+        self.max_age = max_age
+        self.ages = [position * max_age // size for position in range(size)]
+        self._states = [self._fresh(modality.learner(name, rng=rng)) for _ in range(size)]
+        self._now = 0
+        self._ahead: tuple[_State, int] | None = None
+
+    def pick(self, rng: torch.Generator) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Parameters and velocity of a training drawn uniformly."""
+        self._now = int(torch.randint(len(self._states), (), generator=rng))
+        return self._states[self._now]
+
+    def offer(self, parameters: dict[str, Tensor], velocity: dict[str, Tensor], steps: int) -> None:
+        """Where the picked training stands `steps` later; `advance` takes it over, when the outer step is made."""
+        detached = ({name: value.detach() for name, value in parameters.items()}, velocity)
+        self._ahead = detached, steps
+
+    def advance(self, rng: torch.Generator) -> None:
+        """Take over what was offered, or a fresh learner if the training's time is up."""
+        if self._ahead is None:
+            return
+        (state, steps), self._ahead = self._ahead, None
+        self.ages[self._now] += steps
+        if self.ages[self._now] >= self.max_age:
+            state = self._fresh(self.modality.learner(self.name, rng=rng))
+            self.ages[self._now] = 0
+        self._states[self._now] = state
+
+    @staticmethod
+    def _fresh(learner: Learner) -> _State:
+        parameters = {name: value.detach() for name, value in parameters_of(learner).items()}
+        return parameters, {name: torch.zeros_like(value) for name, value in parameters.items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Ages, parameters and velocities, between two outer steps."""
+        return {
+            "ages": list(self.ages),
+            "parameters": [dict(parameters) for parameters, _ in self._states],
+            "velocities": [dict(velocity) for _, velocity in self._states],
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over what `state_dict` gave."""
+        self.ages = list(state["ages"])
+        kept = zip(state["parameters"], state["velocities"], strict=True)
+        self._states = [
+            (_like(parameters, ours[0]), _like(velocity, ours[1]))
+            for (parameters, velocity), ours in zip(kept, self._states)
+        ]
+
+
+def _like(values: dict[str, Tensor], ours: dict[str, Tensor]) -> dict[str, Tensor]:
+    """`values` on the devices of `ours`."""
+    return {name: value.to(ours[name].device) for name, value in values.items()}

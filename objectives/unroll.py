@@ -73,10 +73,32 @@ def unroll(
         rates: (steps,) learning rates.
         exact: whether the backward pass gives the gradient, or TESLA's approximation of it.
     """
+    return continued(descent, start, batch, rates, exact=exact)[0]
+
+
+def continued(
+    descent: Descent,
+    start: Mapping[str, Tensor],
+    batch: Batch,
+    rates: Tensor,
+    *,
+    velocity: Mapping[str, Tensor] | None = None,
+    exact: bool = True,
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """As `unroll`, of training that goes on: with the velocity that it has at `start`, and with the one that it has at the end.
+
+    Args:
+        descent, start, batch, rates, exact: as in `unroll`.
+        velocity: of the momentum by parameter, taken as constants; None is that of rest.
+
+    Returns:
+        The parameters, and their velocity, which is not differentiable.
+    """
     names = list(start)
     constants = [start[name].detach() for name in names]
-    finals = _Unroll.apply(exact, descent, names, constants, batch, rates, *tensors_of(batch))
-    return dict(zip(names, finals))
+    speed = [torch.zeros_like(value) if velocity is None else velocity[name] for name, value in zip(names, constants)]
+    finals = _Unroll.apply(exact, descent, names, constants, speed, batch, rates, *tensors_of(batch))
+    return dict(zip(names, finals)), dict(zip(names, finals[len(names) :]))
 
 
 class _Unroll(torch.autograd.Function):
@@ -87,13 +109,13 @@ class _Unroll(torch.autograd.Function):
         descent: Descent,
         names: list[str],
         start: list[Tensor],
+        velocity: Tensors,
         batch: Batch,
         rates: Tensor,
         *leaves: Tensor,
     ) -> tuple[Tensor, ...]:
         constant = with_tensors(batch, [leaf.detach() for leaf in leaves])
         theta: Tensors = start
-        velocity: Tensors = [torch.zeros_like(value) for value in start]
         lengths = rates.tolist()
         trajectory: list[Tensors] = []
         velocities: list[Tensors] = []
@@ -112,14 +134,18 @@ class _Unroll(torch.autograd.Function):
         ctx.save_for_backward(rates, *leaves)
         ctx.exact, ctx.descent, ctx.names, ctx.batch = exact, descent, names, batch
         ctx.trajectory, ctx.velocities = trajectory, velocities
-        return tuple(theta)
+        # Copies, as rest and a run without momentum give back what they were given or what others keep.
+        speed = tuple(value.clone() for value in velocity)
+        ctx.mark_non_differentiable(*speed)
+        return (*theta, *speed)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *adjoint: Tensor) -> tuple[Any, ...]:
         descent: Descent = ctx.descent
+        adjoint = adjoint[: len(ctx.names)]  # those of the velocity are none
         rates, *leaves = ctx.saved_tensors
-        wanted = [needed and leaf.is_floating_point() for needed, leaf in zip(ctx.needs_input_grad[6:], leaves)]
+        wanted = [needed and leaf.is_floating_point() for needed, leaf in zip(ctx.needs_input_grad[7:], leaves)]
         pulled = [torch.zeros_like(leaf) if want else None for want, leaf in zip(wanted, leaves)]
         rate_grads = torch.zeros_like(rates)
         adjoints: Tensors = adjoint
@@ -150,4 +176,4 @@ class _Unroll(torch.autograd.Function):
                     adjoints = torch._foreach_add(adjoints, impulse, alpha=descent.weight_decay)
             extra = iter(results[len(moved) :])
             pulled = [None if value is None else value + next(extra) for value in pulled]
-        return (None, None, None, None, None, rate_grads if rates.requires_grad else None, *pulled)
+        return (None, None, None, None, None, None, rate_grads if rates.requires_grad else None, *pulled)
