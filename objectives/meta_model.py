@@ -76,7 +76,7 @@ class UnrolledTraining(Objective):
         self._rates = PositiveRates(self.inner_lr, self.inner_steps if self.lr_per_step else 1, self.learn_lr)
         self._rates.to(modality.device, modality.dtype)
         draws = generator(seed, "unrolled pool")
-        self._pool = self.pool and UnrolledPool(modality, self.learner, self.pool, self.max_age, draws)
+        self._pool = None if self.pool is None else UnrolledPool(modality, self.learner, self.pool, self.max_age, draws)
 
     def footprint(self, modality: Modality, summary: Summary) -> int:
         """One step's graph, with a second derivative, and the weights of all of them."""

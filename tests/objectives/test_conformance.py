@@ -61,6 +61,9 @@ OBJECTIVES: dict[str, Callable[[], Objective]] = {
     "unrolled/dd": lambda: UnrolledTraining(
         inner_steps=3, inner_lr=0.1, lr_per_step=True, momentum=0.5, inner_batch=3, weight_decay=0.01, augment=True
     ),
+    "unrolled/pool": lambda: UnrolledTraining(
+        inner_steps=2, inner_lr=0.1, momentum=0.5, pool=2, max_age=4, real_size=5
+    ),
     "trajectory-matching": lambda: TrajectoryMatching(
         experts=2, max_start=2, span=1, inner_steps=3, expert_batch=16, inner_lr=0.1
     ),
