@@ -47,9 +47,11 @@ def known_rows() -> list[str]:
     return [f"{name}:{ipc}" for name in names for ipc in (1, 10) if ipc in recipes[name].published.get("MNIST", {})]
 
 
-def prepared(name: str, width: int, steps: int | None, changes: Mapping[str, Any]) -> Recipe:
-    """The recipe for images, its network (if it has one and names none) of `width` filters, with `steps` outer steps and those
-    settings of `changes` that its objective has."""
+def prepared(
+    name: str, width: int, steps: int | None, changes: Mapping[str, Any], storage: Mapping[str, Any]
+) -> Recipe:
+    """The recipe for images, its network (if it has one and names none) of `width` filters, with `steps` outer steps, those
+    settings of `changes` that its objective has, and `storage` among the options of its summary."""
     recipe = recipes[name].on("image")
     fields = (
         {} if recipe.objective is None else {f.name for f in dataclasses.fields(find("objectives", recipe.objective))}
@@ -58,7 +60,7 @@ def prepared(name: str, width: int, steps: int | None, changes: Mapping[str, Any
     if "learner" in fields and not settings.get("learner") and "kernel" not in settings:
         settings["learner"] = f"convnet-w{width}"
     settings |= {key: value for key, value in changes.items() if key in fields}
-    changed: dict[str, Any] = {"settings": settings}
+    changed: dict[str, Any] = {"settings": settings, "summary": {**recipe.summary, **storage}}
     if steps is not None and recipe.objective is not None:
         changed["steps"] = steps
     return dataclasses.replace(recipe, **changed)
@@ -174,6 +176,9 @@ def main() -> None:
     parser.add_argument(
         "--set", nargs="+", default=[], metavar="NAME=VALUE", help="settings, for objectives that have them"
     )
+    parser.add_argument(
+        "--summary", nargs="+", default=[], metavar="NAME=VALUE", help="options of the summary, as bases=64"
+    )
     parser.add_argument("--learners", nargs=1, help="what is trained on the result, in place of the protocol's")
     parser.add_argument("--runs", type=int, default=1, help="distillations of a row")
     parser.add_argument("--seeds", type=int, default=5, help="networks trained on each result")
@@ -187,11 +192,14 @@ def main() -> None:
     if options.out.exists():
         stored = json.loads(options.out.read_text())
         content = {name: stored[name] for name in content}
-    changes = {key: parsed(value) for key, _, value in (pair.partition("=") for pair in options.set)}
+    changes, storage = (
+        {key: parsed(value) for key, _, value in (pair.partition("=") for pair in pairs)}
+        for pairs in (options.set, options.summary)
+    )
     modality = image_data(options.data).to(options.device)
     for row in options.rows:
         name, _, ipc = row.partition(":")
-        recipe = prepared(name, options.width, options.steps, changes)
+        recipe = prepared(name, options.width, options.steps, changes, storage)
         protocol = options.protocol or PROTOCOLS.get(recipe.protocol or "", recipe.protocol or "dsa")
         settings = {
             "data": Path(options.data).name,
