@@ -33,6 +33,7 @@ from datastill.condense.images import images_within
 from datastill.evaluation import evaluate, format_table
 from datastill.modalities.base import Modality
 from datastill.modalities.image import ImageModality
+from datastill.modalities.image_storages import is_compact
 from datastill.recipe import Recipe
 from datastill.registry import find
 from datastill.rng import generator
@@ -89,7 +90,7 @@ def parsed(value: str) -> Any:
 
 def budget(modality: Modality, recipe: Recipe, ipc: int, seed: int) -> tuple[Sequence[int], int | None]:
     """Images of each class: `ipc`, or as many as are stored in the bytes of so many float32 images, and these bytes."""
-    if {"storage", "codec"} & set(recipe.summary):
+    if "codec" in recipe.summary or is_compact(recipe.summary.get("storage", "pixels")):
         assert isinstance(modality, ImageModality)
         pixels = modality.real(1, rng=generator(0)).inputs.numel()  # of one image a class
         return images_within(modality, recipe, 4 * ipc * pixels, seed=seed), 4 * ipc * pixels

@@ -227,9 +227,10 @@ class ImageModality(ClassificationModality):
                 "signed": the same without the bounds, rows whose sum is one. Those are targets of regression, as KIP, FRePo and
                 RFAD have them: evaluation trains networks on them with the squared loss.
             clamp: whether pixels stay in the valid range, so that every summary can be exported as images.
-            storage: "pixels" (every pixel is a parameter), or fewer numbers that decode to the images: "formation" (mosaics of
-                small images), "bases" (linear combinations), "frequencies" (low ones), "hallucinators" (bases in several
-                styles) or "codes" (latent codes through small decoders); see `image_storage` and `image_generators`.
+            storage: "pixels" (every pixel is a parameter), "preconditioned" (these times a learned matrix, RFAD), or fewer
+                numbers that decode to the images: "formation" (mosaics of small images), "bases" (linear combinations),
+                "frequencies" (low ones), "hallucinators" (bases in several styles) or "codes" (latent codes through small
+                decoders); see `image_storage` and `image_generators`.
             codec: how these numbers are stored: None in full, or "float16", "int8", "int4", "int2", with "-entropy" behind it
                 entropy-coded too; see `codec.Codec`. The rounding is part of what is optimised.
             options: of the storage: `factor`; `bases` and `downscale`; `keep`; `styles`, `diversity` and `fit`; `decoders`,
@@ -245,7 +246,7 @@ class ImageModality(ClassificationModality):
             raise unknown_name("kind of labels", labels, LABELS)
         coder = None if codec is None else Codec(codec)
         self._check_counts(counts, limited=isinstance(init, str) and init != "noise")
-        check_storage(storage, counts, options)
+        check_storage(storage, counts, options, coder)
         if isinstance(init, str):
             pixels = torch.cat([self._initial(group, count, init, rng) for group, count in enumerate(counts) if count])
         elif init.is_floating_point():

@@ -23,6 +23,8 @@ class Storage(nn.Module, ABC):
 
     compact: ClassVar[bool] = True
     """Whether it takes fewer bytes than the images, so that bytes are reported for both."""
+    folds: ClassVar[bool] = False
+    """Whether it has parameters that are there for optimisation alone and are folded into the images that are exported."""
     versions: int = 1
     """How many images that follow each other are versions of one."""
 
@@ -32,6 +34,10 @@ class Storage(nn.Module, ABC):
 
     def clamp_(self, scale: PixelScale) -> None:
         """Keep what is stored in the valid range, where it is in the scale of pixels at all."""
+
+    def roles(self) -> dict[str, list[nn.Parameter]]:
+        """Parameters by role, for which learning rates are given. By default all are "points"."""
+        return {"points": list(self.parameters())}
 
     @property
     def options(self) -> dict[str, float]:
@@ -69,6 +75,45 @@ class FreePixels(Storage):
     def clamp_(self, scale: PixelScale) -> None:
         low, high = scale.bounds(self.pixels)
         self.pixels.copy_(torch.minimum(torch.maximum(self.pixels, low), high))
+
+
+_MOST_VALUES = 64 * 64 * 3
+
+
+class Preconditioned(FreePixels):
+    """Free pixels times a matrix that all images share and that is learned with them (RFAD, arXiv 2210.12067, appendix).
+
+    The matrix begins as the identity and has a role of its own, "mixing". It changes how pixels move together, not what can be
+    reached: the export has the products, and no matrix.
+
+    Args:
+        images: first values (n, c, h, w) of at most 12,288 numbers each, as the matrix has their square.
+    """
+
+    folds = True
+
+    def __init__(self, images: Tensor) -> None:
+        super().__init__(images)
+        size = images[0].numel()
+        require(
+            size <= _MOST_VALUES,
+            f"storage='preconditioned' learns a matrix of the square of an image's numbers: images may have {_MOST_VALUES:,} at "
+            f"most, got {size:,}. Ask for storage='pixels'.",
+        )
+        self.mixing = nn.Parameter(torch.eye(size, dtype=images.dtype))
+
+    def forward(self) -> Tensor:
+        return (self.pixels.flatten(1) @ self.mixing).view_as(self.pixels)
+
+    def roles(self) -> dict[str, list[nn.Parameter]]:
+        return {"points": [self.pixels], "mixing": [self.mixing]}
+
+    @torch.no_grad()
+    def clamp_(self, scale: PixelScale) -> None:
+        """Clamp the images themselves: the products become the pixels, and the matrix the identity again."""
+        self.pixels.copy_(self())
+        self.mixing.copy_(torch.eye(len(self.mixing), dtype=self.mixing.dtype, device=self.mixing.device))
+        super().clamp_(scale)
 
 
 class MultiFormation(Storage):

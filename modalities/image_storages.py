@@ -7,12 +7,21 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from datastill.errors import InputError, require, unknown_name
+from datastill.modalities.codec import Codec
 from datastill.modalities.image_generators import Hallucinators, LatentCodes
-from datastill.modalities.image_storage import FreePixels, Frequencies, LinearBases, MultiFormation, Storage
+from datastill.modalities.image_storage import (
+    FreePixels,
+    Frequencies,
+    LinearBases,
+    MultiFormation,
+    Preconditioned,
+    Storage,
+)
 from datastill.rng import isolated
 
 STORAGES: dict[str, tuple[type[Storage], tuple[str, ...]]] = {
     "pixels": (FreePixels, ()),
+    "preconditioned": (Preconditioned, ()),
     "formation": (MultiFormation, ("factor",)),
     "bases": (LinearBases, ("bases", "downscale")),
     "frequencies": (Frequencies, ("keep",)),
@@ -25,16 +34,21 @@ FITTED = tuple(name for name, (_, options) in STORAGES.items() if "fit" in optio
 OPTIONS = tuple(dict.fromkeys(option for _, options in STORAGES.values() for option in options))
 
 
-def check_storage(name: str, counts: Sequence[int], options: dict[str, float]) -> None:
+def check_storage(name: str, counts: Sequence[int], options: dict[str, float], codec: Codec | None) -> None:
     """Refuse what `make_storage` cannot make, before any image is looked at.
 
     Raises:
         InputError: for an unknown name, an option that it does not have or cannot take, or a number of images of a class that
-            does not come from whole stored units.
+            does not come from whole stored units, or a codec of what is not stored as it is optimised.
     """
     if name not in STORAGES:
         raise unknown_name("storage", name, STORAGES)
     kind, allowed = STORAGES[name]
+    require(
+        codec is None or not kind.folds,
+        f"storage={name!r} is optimised in other numbers than those that are stored, and codec rounds the latter: leave one of "
+        "the two out.",
+    )
     for option in options:
         if option not in allowed:
             has = f"has the options {', '.join(allowed)}" if allowed else "has no options"
@@ -47,6 +61,11 @@ def check_storage(name: str, counts: Sequence[int], options: dict[str, float]) -
             f"storage={name!r} makes {share} images of each stored one, so the images of every class must be a multiple of "
             f"{share}, got {count} for class {group}: ask for {near}.",
         )
+
+
+def is_compact(name: str) -> bool:
+    """Whether the storage `name` takes fewer bytes than its images; an `InputError` for an unknown one."""
+    return _known(name).compact
 
 
 def shared(name: str, options: dict[str, float]) -> int:

@@ -56,8 +56,9 @@ def condense_images(
         test: test images in any form of `data`, never used in distillation; they let `evaluate` score a run of `out`.
         augmentation: operations joined by "_" out of color, crop, cutout, flip, scale and rotate, or "none". The
             default has no flip; add it where a mirror image means the same.
-        storage: how pixels are stored, in place of the recipe's: "pixels" (freely), or as fewer numbers "formation", "bases",
-            "frequencies", "hallucinators" or "codes"; see `ImageModality.summary`.
+        storage: how pixels are stored, in place of the recipe's: "pixels" (freely) or "preconditioned" (the same, with a matrix
+            that is learned beside), or as fewer numbers "formation", "bases", "frequencies", "hallucinators" or "codes"; see
+            `ImageModality.summary`.
         codec: how the stored numbers are kept, in place of the recipe's: "float32", "float16", "int8", "int4" or "int2", with
             "-entropy" behind it entropy-coded too. With a storage or a codec the result is `StoredImages`, which also hold the
             bytes that they are decoded from.

@@ -15,7 +15,7 @@ from datastill.checks import MODALITY_CHECKS
 from datastill.errors import InputError
 from datastill.modalities.image import ImageModality
 from datastill.modalities.image_generators import Hallucinators, LatentCodes
-from datastill.modalities.image_storage import Frequencies, LinearBases, MultiFormation
+from datastill.modalities.image_storage import Frequencies, LinearBases, MultiFormation, Preconditioned
 from datastill.modalities.image_storages import check_storage, make_storage
 from datastill.modalities.image_styles import StyleAdversary, supervised_contrast
 from datastill.objectives.distribution_matching import DistributionMatching
@@ -147,11 +147,59 @@ def test_supervised_contrast_by_hand() -> None:
 )
 def test_what_cannot_be_stored_is_refused(name: str, options: dict[str, Any], said: str) -> None:
     def make() -> None:
-        check_storage(name, [49 if options == {"factor": 7} else 8], options)
+        check_storage(name, [49 if options == {"factor": 7} else 8], options, None)
         make_storage(name, IMAGES, options)
 
     with pytest.raises(InputError, match=said):
         make()
+
+
+def test_a_learned_matrix_is_folded_into_the_images_and_takes_no_bytes_of_theirs() -> None:
+    modality = digits()
+    storage = Preconditioned(IMAGES)
+    with torch.no_grad():
+        storage.mixing.add_(0.1 * torch.randn(180, 180, generator=generator("mixing")))
+    mixing = storage.mixing.detach().numpy()
+    products = np.einsum("nd,de->ne", IMAGES.flatten(1).numpy(), mixing)
+    assert np.allclose(storage().detach().flatten(1).numpy(), products, atol=1e-4)
+
+    summary = modality.summary([2, 2, 2], rng=generator(0), storage="preconditioned", clamp=False)
+    free = modality.summary([2, 2, 2], rng=generator(0), clamp=False)
+    assert set(summary.parameter_groups()) == {"points", "mixing"}
+    result = distill(
+        modality,
+        summary,
+        DistributionMatching(refresh=100, real_size=None, augment=False),
+        steps=5,
+        lr={"points": 1e-12, "mixing": 0.02},
+        validate_every=0,
+        progress=False,
+    )
+    learned = summary.parameter_groups()["mixing"][0].detach()
+    assert float((learned - torch.eye(64)).abs().max()) > 0.01
+    losses = [record["loss"] for record in result.history]
+    assert losses[-1] < 0.95 * losses[0]  # the matrix alone moves the images
+    exported = result.export()
+    assert torch.allclose(modality.read(exported).inputs, summary().inputs.detach(), atol=1e-5)
+    assert modality.size(exported) == modality.size(free.export())
+
+
+def test_clamping_a_preconditioned_storage_clamps_its_images() -> None:
+    summary = digits().summary([2, 2, 2], rng=generator(0), storage="preconditioned")
+    with torch.no_grad():
+        summary.parameter_groups()["mixing"][0].mul_(3.0)
+    wanted = (3.0 * summary.parameter_groups()["points"][0].detach()).clone()
+    summary.project_()
+    low, high = summary.scale.bounds(wanted)
+    assert torch.allclose(summary().inputs.detach(), torch.minimum(torch.maximum(wanted, low), high), atol=1e-5)
+    assert not torch.allclose(summary().inputs.detach(), wanted, atol=1e-2)
+
+
+def test_a_preconditioned_storage_refuses_a_codec_and_images_too_large_for_a_matrix() -> None:
+    with pytest.raises(InputError, match="codec rounds the latter"):
+        digits().summary([2, 2, 2], rng=generator(0), storage="preconditioned", codec="int8")
+    with pytest.raises(InputError, match="12,288 at most, got 49,152"):
+        Preconditioned(torch.zeros(1, 3, 128, 128))
 
 
 def digits() -> ImageModality:
@@ -167,6 +215,7 @@ STORED: list[dict[str, Any]] = [
     {"storage": "bases", "bases": 2},
     {"storage": "hallucinators", "styles": 1, "fit": 0},
     {"storage": "codes", "decoders": 1, "channels": 1, "width": 2, "fit": 5},
+    {"storage": "preconditioned"},
 ]
 
 
