@@ -144,12 +144,16 @@ class ConvNet(Learner):
         rows = torch.arange(len(batch), device=batch.groups.device).split([points for _, points in plan])
         parts = zip((positions for positions, _ in plan), (batch.take(index) for index in rows))
         if create_graph:
-            each = [self._block_gradients(part, sizes[mine], loss, create_graph=True) for mine, part in parts]
-            return [torch.cat(found) for found in zip(*each)] if len(each) > 1 else each[0]
+            each = [self._block_slopes(part, sizes[mine], loss, create_graph=True) for mine, part in parts]
+            hidden = [torch.cat(found) if len(found) > 1 else found[0] for found in zip(*(one for one, _, _ in each))]
+            # That of the head is made once: of many classes it is far larger than what it is made of.
+            slopes, features = (torch.cat(found) for found in list(zip(*each))[1:])
+            return [*hidden, *_head_gradients(slopes, features, sizes)]
         total = [value.new_zeros(len(sizes), *value.shape) for value in self.parameters()]
         for mine, part in parts:
             if mine.stop - mine.start > 1:
-                gradients = self._block_gradients(part, sizes[mine], loss, create_graph=False)
+                hidden, slopes, features = self._block_slopes(part, sizes[mine], loss, create_graph=False)
+                gradients = [*hidden, *_head_gradients(slopes, features, sizes[mine])]
             else:  # autograd has both gradients of a convolution at once, which takes less time
                 value = len(part) / sizes[mine.start] * loss(self(part.inputs), part.targets)
                 gradients = list(torch.autograd.grad(value, list(self.parameters())))
@@ -157,10 +161,13 @@ class ConvNet(Learner):
                 whole[mine] += gradient
         return total
 
-    def _block_gradients(
+    def _block_slopes(
         self, batch: Batch, sizes: Sequence[int], loss: Callable[[Tensor, Any], Tensor], *, create_graph: bool
-    ) -> list[Tensor]:
-        """Of all points, in groups of these sizes that stand one after the other."""
+    ) -> tuple[list[Tensor], Tensor, Tensor]:
+        """Gradients of the blocks' parameters by group, and the slopes of outputs and the features that make those of the head.
+
+        The points stand in groups of these sizes, one after the other.
+        """
         tape = Tape(sizes)
         with torch.enable_grad():
             maps = batch.inputs
@@ -172,7 +179,12 @@ class ConvNet(Learner):
             known = features if create_graph else features.detach()
             slopes = slopes_of(loss, constant(self.head)(known), batch.targets, sizes, differentiable=create_graph)
             hidden = tape.gradients(features, slopes @ self.head.weight.detach(), create_graph=create_graph)
-            return [*hidden, by_block(slopes, known, sizes), by_block(slopes, None, sizes)]
+            return hidden, slopes, known
+
+
+def _head_gradients(slopes: Tensor, features: Tensor, sizes: Sequence[int]) -> list[Tensor]:
+    """Of a linear layer's weight and bias, each (groups, *shape)."""
+    return [by_block(slopes, features, sizes), by_block(slopes, None, sizes)]
 
 
 def make_norm(norm: Norm, width: int, *, momentum: float = 0.1) -> nn.Module:

@@ -323,16 +323,21 @@ class _Angles(torch.autograd.Function):
             (ctx.needs_input_grad[0], a, b, across * other / mine),
             (ctx.needs_input_grad[1], b, a, across * mine / other),
         )
-        return tuple(
-            torch.addcmul(own * scale[..., None], facing, along[..., None], value=-1) if needed else None
-            for needed, own, facing, scale in pairs
-        )
+        return tuple(_combined(own, scale, facing, along) if needed else None for needed, own, facing, scale in pairs)
+
+
+def _combined(own: Tensor, scale: Tensor, facing: Tensor, along: Tensor) -> Tensor:
+    """own * scale - facing * along, with a factor for each row."""
+    scaled = own * scale[..., None]
+    if torch.is_grad_enabled():
+        return torch.addcmul(scaled, facing, along[..., None], value=-1)
+    return scaled.addcmul_(facing, along[..., None], value=-1)
 
 
 _APART = 1e-6
 
 
 def _lengths(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Inner products and lengths of rows. That of an all-zero row has no derivative; a tiny floor gives it zero and not NaN."""
-    dot, tiny = torch.linalg.vecdot, torch.finfo(a.dtype).tiny
-    return dot(a, b), (dot(a, a) + tiny).sqrt(), (dot(b, b) + tiny).sqrt()
+    """Inner products and lengths of rows. A tiny floor gives an all-zero row a derivative of zero and not NaN."""
+    norm, tiny = torch.linalg.vector_norm, torch.finfo(a.dtype).tiny
+    return torch.linalg.vecdot(a, b), norm(a, dim=-1) + tiny, norm(b, dim=-1) + tiny
