@@ -145,9 +145,11 @@ class ConvNet(Learner):
         parts = zip((positions for positions, _ in plan), (batch.take(index) for index in rows))
         if create_graph:
             each = [self._block_slopes(part, sizes[mine], loss, create_graph=True) for mine, part in parts]
-            hidden = [torch.cat(found) if len(found) > 1 else found[0] for found in zip(*(one for one, _, _ in each))]
-            # That of the head is made once: of many classes it is far larger than what it is made of.
-            slopes, features = (torch.cat(found) for found in list(zip(*each))[1:])
+            if len(each) == 1:
+                hidden, slopes, features = each[0]
+            else:  # that of the head is made once: of many classes it is far larger than what it is made of
+                hidden = [torch.cat(found) for found in zip(*(one for one, _, _ in each))]
+                slopes, features = (torch.cat(found) for found in list(zip(*each))[1:])
             return [*hidden, *_head_gradients(slopes, features, sizes)]
         total = [value.new_zeros(len(sizes), *value.shape) for value in self.parameters()]
         for mine, part in parts:

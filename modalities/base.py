@@ -54,6 +54,9 @@ class Summary(nn.Module, ABC):
     """Whether it is stored by a code, in fewer bytes than its parameters take."""
     versions: int = 1
     """How many points are versions of one (a base in several styles); they follow each other."""
+    folds: bool = False
+    """Whether it has parameters for optimisation alone, which `export` folds into the points, so that nothing can be put in the
+    place of one of its parameters."""
 
     @abstractmethod
     def forward(self, rng: torch.Generator | None = None) -> Batch:

@@ -30,13 +30,17 @@ def factorise(summary: Summary, bases: int, *, role: str | None = None, by: By =
             one token of a sentence ("vectors").
 
     Raises:
-        InputError: for a role that the summary does not have, more bases than rows or columns, or a summary that is coded.
+        InputError: for a role that the summary does not have, more bases than rows or columns, or a summary that is coded or
+            folds a learned matrix in.
     """
     check_count("bases", bases)
     if by not in ("points", "vectors"):
         raise unknown_name("rows to factorise", by, ("points", "vectors"))
     require(
         not summary.coded, "This summary is stored by a code already; images take storage='bases' for linear bases."
+    )
+    require(
+        not summary.folds, "A summary with storage='preconditioned' cannot be factorised; ask for storage='pixels'."
     )
     groups = summary.parameter_groups()
     if role is not None and role not in groups:

@@ -110,10 +110,14 @@ class Preconditioned(FreePixels):
 
     @torch.no_grad()
     def clamp_(self, scale: PixelScale) -> None:
-        """Clamp the images themselves: the products become the pixels, and the matrix the identity again."""
-        self.pixels.copy_(self())
-        self.mixing.copy_(torch.eye(len(self.mixing), dtype=self.mixing.dtype, device=self.mixing.device))
-        super().clamp_(scale)
+        """Clamp the images themselves: if any is out of range, the clamped products become the pixels, and the matrix is the
+        identity again. As that often starts it anew, the matrix is meant for summaries that are not clamped."""
+        images = self()
+        low, high = scale.bounds(images)
+        inside = torch.minimum(torch.maximum(images, low), high)
+        if not torch.equal(inside, images):
+            self.pixels.copy_(inside)
+            nn.init.eye_(self.mixing)
 
 
 class MultiFormation(Storage):

@@ -39,7 +39,7 @@ def check_storage(name: str, counts: Sequence[int], options: dict[str, float], c
 
     Raises:
         InputError: for an unknown name, an option that it does not have or cannot take, or a number of images of a class that
-            does not come from whole stored units, or a codec of what is not stored as it is optimised.
+            does not come from whole stored units; and for a codec of what is not stored as it is optimised.
     """
     if name not in STORAGES:
         raise unknown_name("storage", name, STORAGES)

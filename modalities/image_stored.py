@@ -145,6 +145,7 @@ def _decode(data: bytes) -> StoredImages:
     name, options, counts = header["s"], header["o"], header["n"]
     channels, height, width = header["i"]
     _demand(name in STORAGES and header["c"] in NAMES, "the storage or the codec is unknown")
+    _demand(not STORAGES[name][0].folds, "nothing is stored so")
     points = sum(counts)
     _demand(0 < points * channels * height * width <= _MOST, "the images are too many")
     rest, parts = body[4 + size :], []

@@ -68,6 +68,7 @@ class ImageSummary(Summary):
         self.exact_export = not storage.compact
         self.coded = storage.compact or codec is not None
         self.versions = storage.versions
+        self.folds = storage.folds
         self.scale = scale
         self.clamp = clamp
         self.eight_bit = eight_bit and clamp
@@ -144,7 +145,7 @@ class ImageSummary(Summary):
 
     @property
     def nbytes(self) -> int:
-        """Bytes of what is stored: coded if it is, else of pixels and labels."""
+        """Bytes of what is stored: coded if it is, else of all parameters, those that the export folds into pixels included."""
         return len(self.encoded()) if self.coded else super().nbytes
 
     @property

@@ -50,6 +50,9 @@ class LatentSummary(Summary):
         super().__init__()
         check_count("inversion_steps", inversion_steps, least=0)
         require(inversion_lr > 0, f"inversion_lr must be positive, got {inversion_lr!r}.")
+        require(
+            not points.folds, "A summary with storage='preconditioned' cannot have latents; ask for storage='pixels'."
+        )
         roles = points.parameter_groups()
         require(
             len(roles.get(role, [])) == 1,

@@ -338,6 +338,6 @@ _APART = 1e-6
 
 
 def _lengths(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Inner products and lengths of rows. A tiny floor gives an all-zero row a derivative of zero and not NaN."""
-    norm, tiny = torch.linalg.vector_norm, torch.finfo(a.dtype).tiny
-    return torch.linalg.vecdot(a, b), norm(a, dim=-1) + tiny, norm(b, dim=-1) + tiny
+    """Inner products and lengths of rows. A tiny floor gives a row of next to nothing a derivative of zero and not NaN."""
+    norm, least = torch.linalg.vector_norm, torch.finfo(a.dtype).tiny ** 0.5
+    return torch.linalg.vecdot(a, b), norm(a, dim=-1).clamp_min(least), norm(b, dim=-1).clamp_min(least)

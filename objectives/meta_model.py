@@ -26,7 +26,9 @@ from datastill.rng import fork, generator
 
 @dataclass
 class UnrolledTraining(Objective):
-    """Real loss of a fresh learner after `inner_steps` of SGD on the summary, differentiated exactly through all of them.
+    """Real loss of a learner after `inner_steps` of SGD on the summary, differentiated exactly through all of them.
+
+    The learner is a fresh one, or one of a `pool` that has trained before.
 
     Attributes:
         learner: name of the learner; None takes the modality's default.
@@ -41,7 +43,8 @@ class UnrolledTraining(Objective):
         augment: whether inner batches are augmented, each step with a seed of its own.
         pool: learners that are kept and go on training from one outer step to the next, one of them at each; None trains a fresh
             one every time. With it the summary meets learners of all ages up to `max_age` at the cost of `inner_steps`, and the
-            gradient is cut off at the first of these, as in RaT-BPTT (Feng, Vedantam & Kempe, ICLR 2024, arXiv 2311.07025).
+            gradient is cut off at the first of these, as RaT-BPTT has it for a window that begins anywhere in a training (Feng,
+            Vedantam & Kempe, ICLR 2024, arXiv 2311.07025). Excludes `lr_per_step`, whose steps are counted from the first.
         max_age: training steps after which a learner of the pool is replaced by a fresh one.
     """
 
@@ -66,6 +69,10 @@ class UnrolledTraining(Objective):
         for field in ("inner_batch", "real_size", "pool"):
             if getattr(self, field) is not None:
                 check_count(field, getattr(self, field))
+        require(
+            self.pool is None or not self.lr_per_step,
+            "pool keeps learners beyond inner_steps, for which lr_per_step has no step sizes: leave one of the two out.",
+        )
         require(self.inner_lr > 0, f"inner_lr must be positive, got {self.inner_lr!r}.")
         require(0 <= self.momentum < 1, f"momentum must be in [0, 1), got {self.momentum!r}.")
         require(self.weight_decay >= 0, f"weight_decay must be at least 0, got {self.weight_decay!r}.")

@@ -95,7 +95,8 @@ class LearnerPool:
 
 
 class UnrolledPool:
-    """Trainings of different ages that outer steps take turns to unroll further (RaT-BPTT, arXiv 2311.07025, section 4).
+    """Trainings of different ages that outer steps take turns to unroll further: truncated windows as RaT-BPTT has them
+    (arXiv 2311.07025), which begin where another one ended and not after steps of their own.
 
     Args:
         modality: whose learners.

@@ -86,6 +86,7 @@ RUNS: list[tuple[str, str, dict[str, Any]]] = [
     ("image", "distribution-matching", {"learner": "mlp", "real_size": 7}),
     ("image", "gradient-matching", {"learner": "mlp", "real_size": 7, "inner_epochs": 1}),
     ("image", "unrolled", {"learner": "mlp", "real_size": 7, "inner_steps": 2}),
+    ("image", "unrolled", {"learner": "mlp", "real_size": 7, "inner_steps": 2, "pool": 2, "max_age": 4}),
     ("image", "feature-regression", {"learner": "mlp", "real_size": 7}),
     ("interactions", "kernel-ridge", {"ridge": 0.1, "real_size": 21}),
     ("interactions", "kernel-ridge", {"ridge": 0.1, "real_size": None}),

@@ -13,11 +13,13 @@ from torch.nn import functional as F
 from datastill import distill
 from datastill.checks import MODALITY_CHECKS
 from datastill.errors import InputError
+from datastill.modalities.factorised import factorise
 from datastill.modalities.image import ImageModality
 from datastill.modalities.image_generators import Hallucinators, LatentCodes
 from datastill.modalities.image_storage import Frequencies, LinearBases, MultiFormation, Preconditioned
 from datastill.modalities.image_storages import check_storage, make_storage
 from datastill.modalities.image_styles import StyleAdversary, supervised_contrast
+from datastill.modalities.latents import LatentSummary
 from datastill.objectives.distribution_matching import DistributionMatching
 from datastill.rng import generator, isolated
 
@@ -193,6 +195,25 @@ def test_clamping_a_preconditioned_storage_clamps_its_images() -> None:
     low, high = summary.scale.bounds(wanted)
     assert torch.allclose(summary().inputs.detach(), torch.minimum(torch.maximum(wanted, low), high), atol=1e-5)
     assert not torch.allclose(summary().inputs.detach(), wanted, atol=1e-2)
+
+
+def test_nothing_is_put_in_the_place_of_a_preconditioned_parameter() -> None:
+    summary = digits().summary([2, 2, 2], rng=generator(0), storage="preconditioned")
+    with pytest.raises(InputError, match="cannot be factorised"):
+        factorise(summary, 2)
+    with pytest.raises(InputError, match="cannot have latents"):
+        LatentSummary(summary, torch.nn.Identity(), (1, 8, 8), rng=generator(0))
+
+
+def test_pixels_in_range_keep_their_learned_matrix() -> None:
+    summary = digits().summary([2, 2, 2], rng=generator(0), storage="preconditioned")
+    points, mixing = (summary.parameter_groups()[role][0] for role in ("points", "mixing"))
+    with torch.no_grad():
+        points.mul_(0.1)
+        mixing.mul_(1.01)
+    before = mixing.detach().clone()
+    summary.project_()
+    assert torch.equal(mixing.detach(), before)
 
 
 def test_a_preconditioned_storage_refuses_a_codec_and_images_too_large_for_a_matrix() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -120,10 +121,15 @@ def test_ages_are_spread_and_the_old_begin_again() -> None:
         objective.after_step(generator(step))
         ages.append(list(pool.ages))
     assert max(max(now) for now in ages) < 8
-    assert all(0 in column[1:] for column in zip(*ages))  # every one was replaced
+    assert all(any(after < before for before, after in pairwise(column)) for column in zip(*ages))  # all were replaced
     assert {age for now in ages[20:] for age in now} == {0, 3, 6}
     fresh = pool.ages.index(0)
     assert all(not value.any() for value in pool.state_dict()["velocities"][fresh].values())
+
+
+def test_a_pool_excludes_a_rate_for_each_step() -> None:
+    with pytest.raises(InputError, match="leave one of the two out"):
+        UnrolledTraining(pool=2, lr_per_step=True)
 
 
 @pytest.mark.parametrize(("field", "value"), [("pool", 0), ("max_age", 0)])

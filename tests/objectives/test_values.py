@@ -125,11 +125,14 @@ def test_gradient_distance_by_hand() -> None:
         assert found.tolist() == pytest.approx(expected, rel=1e-5)
 
 
-def test_gradient_distance_of_a_dead_row_has_a_derivative() -> None:
-    dead = torch.zeros(2, 3, requires_grad=True)
-    gradient_distances([dead[None]], [torch.ones(1, 2, 3)], "rows").sum().backward()
-    assert dead.grad is not None
-    assert bool(dead.grad.isfinite().all())
+@pytest.mark.parametrize("size", [0.0, 1e-25, 1e-12])
+def test_gradient_distance_of_a_dead_row_has_two_derivatives(size: float) -> None:
+    dead = torch.full((2, 3), size, requires_grad=True)
+    distance = gradient_distances([dead[None]], [torch.ones(1, 2, 3)], "rows").sum()
+    (first,) = torch.autograd.grad(distance, dead, create_graph=True)
+    assert bool(first.isfinite().all())
+    (second,) = torch.autograd.grad(first.sum(), dead)
+    assert bool(second.isfinite().all())
 
 
 def test_gradient_distance_without_a_matrix_is_refused() -> None:
