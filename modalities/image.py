@@ -233,8 +233,8 @@ class ImageModality(ClassificationModality):
                 decoders); see `image_storage` and `image_generators`.
             codec: how these numbers are stored: None in full, or "float16", "int8", "int4", "int2", with "-entropy" behind it
                 entropy-coded too; see `codec.Codec`. The rounding is part of what is optimised.
-            options: of the storage: `factor`; `bases` and `downscale`; `keep`; `styles`, `diversity` and `fit`; `decoders`,
-                `channels`, `width` and `fit`.
+            options: of the storage: `mixing`; `factor`; `bases` and `downscale`; `keep`; `styles`, `diversity` and `fit`;
+                `decoders`, `channels`, `width` and `fit`.
         """
         for option in options:
             if option not in OPTIONS:

@@ -35,10 +35,6 @@ class Storage(nn.Module, ABC):
     def clamp_(self, scale: PixelScale) -> None:
         """Keep what is stored in the valid range, where it is in the scale of pixels at all."""
 
-    def roles(self) -> dict[str, list[nn.Parameter]]:
-        """Parameters by role, for which learning rates are given. By default all are "points"."""
-        return {"points": list(self.parameters())}
-
     @property
     def options(self) -> dict[str, float]:
         """The options from which a storage of the same shapes is built."""
@@ -83,16 +79,17 @@ _MOST_VALUES = 64 * 64 * 3
 class Preconditioned(FreePixels):
     """Free pixels times a matrix that all images share and that is learned with them (RFAD, arXiv 2210.12067, appendix).
 
-    The matrix begins as the identity and has a role of its own, "mixing". It changes how pixels move together, not what can be
-    reached: the export has the products, and no matrix.
+    The matrix is I + mixing M, with M learned from zero, so that by Adam it moves `mixing` times as fast as pixels do. It
+    changes how pixels move together, not what can be reached: the export has the products, and no matrix.
 
     Args:
         images: first values (n, c, h, w) of at most 12,288 numbers each, as the matrix has their square.
+        mixing: rate of the matrix relative to that of pixels, above 0; 0.05 as published.
     """
 
     folds = True
 
-    def __init__(self, images: Tensor) -> None:
+    def __init__(self, images: Tensor, mixing: float = 0.05) -> None:
         super().__init__(images)
         size = images[0].numel()
         require(
@@ -100,13 +97,20 @@ class Preconditioned(FreePixels):
             f"storage='preconditioned' learns a matrix of the square of an image's numbers: images may have {_MOST_VALUES:,} at "
             f"most, got {size:,}. Ask for storage='pixels'.",
         )
-        self.mixing = nn.Parameter(torch.eye(size, dtype=images.dtype))
+        require(
+            isinstance(mixing, int | float) and not isinstance(mixing, bool) and 0 < mixing < math.inf,
+            f"mixing must be a positive number, got {mixing!r}.",
+        )
+        self.rate = mixing
+        self.mixing = nn.Parameter(images.new_zeros(size, size))
 
     def forward(self) -> Tensor:
-        return (self.pixels.flatten(1) @ self.mixing).view_as(self.pixels)
+        flat = self.pixels.flatten(1)
+        return torch.addmm(flat, flat, self.mixing, alpha=self.rate).view_as(self.pixels)
 
-    def roles(self) -> dict[str, list[nn.Parameter]]:
-        return {"points": [self.pixels], "mixing": [self.mixing]}
+    @property
+    def options(self) -> dict[str, float]:
+        return {"mixing": self.rate}
 
     @torch.no_grad()
     def clamp_(self, scale: PixelScale) -> None:
@@ -117,7 +121,7 @@ class Preconditioned(FreePixels):
         inside = torch.minimum(torch.maximum(images, low), high)
         if not torch.equal(inside, images):
             self.pixels.copy_(inside)
-            nn.init.eye_(self.mixing)
+            self.mixing.zero_()
 
 
 class MultiFormation(Storage):

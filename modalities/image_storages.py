@@ -21,7 +21,7 @@ from datastill.rng import isolated
 
 STORAGES: dict[str, tuple[type[Storage], tuple[str, ...]]] = {
     "pixels": (FreePixels, ()),
-    "preconditioned": (Preconditioned, ()),
+    "preconditioned": (Preconditioned, ("mixing",)),
     "formation": (MultiFormation, ("factor",)),
     "bases": (LinearBases, ("bases", "downscale")),
     "frequencies": (Frequencies, ("keep",)),

@@ -111,8 +111,8 @@ class ImageSummary(Summary):
             self.labels.copy_(targets)
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
-        """ "points" are the stored pixels, "labels" the soft labels if they are learned; a storage may have further roles."""
-        groups = self.storage.roles()
+        """ "points" are the stored pixels, "labels" the soft labels if they are learned."""
+        groups = {"points": list(self.storage.parameters())}
         return groups if self.labels is None else {**groups, "labels": [self.labels]}
 
     @torch.no_grad()

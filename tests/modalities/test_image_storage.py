@@ -143,6 +143,7 @@ def test_supervised_contrast_by_hand() -> None:
         ("formation", {"factor": 7}, "factor must be at most 6"),
         ("bases", {"bases": 9}, "bases must be at most 8"),
         ("frequencies", {"keep": 0}, r"keep must be in \(0, 1\], got 0"),
+        ("preconditioned", {"mixing": 0}, "mixing must be a positive number, got 0"),
         ("frequencies", {"factor": 2}, "has the options keep, got 'factor'"),
         ("frequency", {}, "Did you mean 'frequencies'"),
     ],
@@ -158,39 +159,48 @@ def test_what_cannot_be_stored_is_refused(name: str, options: dict[str, Any], sa
 
 def test_a_learned_matrix_is_folded_into_the_images_and_takes_no_bytes_of_theirs() -> None:
     modality = digits()
-    storage = Preconditioned(IMAGES)
+    storage = Preconditioned(IMAGES, mixing=0.5)
+    assert torch.equal(storage(), IMAGES)
     with torch.no_grad():
-        storage.mixing.add_(0.1 * torch.randn(180, 180, generator=generator("mixing")))
-    mixing = storage.mixing.detach().numpy()
-    products = np.einsum("nd,de->ne", IMAGES.flatten(1).numpy(), mixing)
+        storage.mixing.copy_(torch.randn(180, 180, generator=generator("mixing")))
+    matrix = np.eye(180) + 0.5 * storage.mixing.detach().numpy()
+    products = np.einsum("nd,de->ne", IMAGES.flatten(1).numpy(), matrix)
     assert np.allclose(storage().detach().flatten(1).numpy(), products, atol=1e-4)
 
     summary = modality.summary([2, 2, 2], rng=generator(0), storage="preconditioned", clamp=False)
     free = modality.summary([2, 2, 2], rng=generator(0), clamp=False)
-    assert set(summary.parameter_groups()) == {"points", "mixing"}
-    result = distill(
+    kept = distill(
         modality,
         summary,
         DistributionMatching(refresh=100, real_size=None, augment=False),
         steps=5,
-        lr={"points": 1e-12, "mixing": 0.02},
+        lr=0.02,
         validate_every=0,
         progress=False,
     )
-    learned = summary.parameter_groups()["mixing"][0].detach()
-    assert float((learned - torch.eye(64)).abs().max()) > 0.01
-    losses = [record["loss"] for record in result.history]
-    assert losses[-1] < 0.95 * losses[0]  # the matrix alone moves the images
-    exported = result.export()
-    assert torch.allclose(modality.read(exported).inputs, summary().inputs.detach(), atol=1e-5)
+    pixels, learned = (value.detach() for value in summary.parameters())
+    assert float(learned.abs().max()) > 0.01
+    products = torch.from_numpy(pixels.flatten(1).numpy() @ (np.eye(64) + 0.05 * learned.numpy())).float()
+    exported = kept.export()
+    assert torch.allclose(modality.read(exported).inputs.flatten(1), products, atol=1e-5)
     assert modality.size(exported) == modality.size(free.export())
 
 
+def test_adam_moves_the_matrix_by_its_rate() -> None:
+    storage = Preconditioned(IMAGES, mixing=0.3)
+    optimizer = torch.optim.Adam(storage.parameters(), lr=0.01)
+    (storage() * torch.randn(IMAGES.shape, generator=generator("slopes"))).sum().backward()
+    optimizer.step()
+    assert torch.allclose((0.3 * storage.mixing.detach()).abs(), torch.full((180, 180), 0.003), rtol=1e-3)
+    assert torch.allclose((storage.pixels.detach() - IMAGES).abs(), torch.full(IMAGES.shape, 0.01), rtol=1e-2)
+
+
 def test_clamping_a_preconditioned_storage_clamps_its_images() -> None:
-    summary = digits().summary([2, 2, 2], rng=generator(0), storage="preconditioned")
+    summary = digits().summary([2, 2, 2], rng=generator(0), storage="preconditioned", mixing=1.0)
+    pixels, mixing = summary.parameters()
     with torch.no_grad():
-        summary.parameter_groups()["mixing"][0].mul_(3.0)
-    wanted = (3.0 * summary.parameter_groups()["points"][0].detach()).clone()
+        mixing.copy_(2.0 * torch.eye(64))
+    wanted = (3.0 * pixels.detach()).clone()
     summary.project_()
     low, high = summary.scale.bounds(wanted)
     assert torch.allclose(summary().inputs.detach(), torch.minimum(torch.maximum(wanted, low), high), atol=1e-5)
@@ -207,10 +217,10 @@ def test_nothing_is_put_in_the_place_of_a_preconditioned_parameter() -> None:
 
 def test_pixels_in_range_keep_their_learned_matrix() -> None:
     summary = digits().summary([2, 2, 2], rng=generator(0), storage="preconditioned")
-    points, mixing = (summary.parameter_groups()[role][0] for role in ("points", "mixing"))
+    pixels, mixing = summary.parameters()
     with torch.no_grad():
-        points.mul_(0.1)
-        mixing.mul_(1.01)
+        pixels.mul_(0.1)
+        mixing.copy_(0.01 * torch.eye(64))
     before = mixing.detach().clone()
     summary.project_()
     assert torch.equal(mixing.detach(), before)
