@@ -9,8 +9,8 @@ A recipe that stores its images factorised or by a codec gets as many of them as
 random subset has as many images, stored in full.
 
 Every row distils `--runs` times from the start, and trains `--seeds` fresh networks on each result by the recipe's protocol. Rows
-that stand in the file already are passed over, unless their settings differ, so that a run that was stopped goes on; the
-distillation of a row goes on from its checkpoint. The baselines are trained once for each protocol and number of images.
+and baselines that stand in the file already are passed over, unless a row's settings differ, so that a run that was stopped goes
+on; the distillation of a row goes on from its checkpoint. The baselines are trained once for each protocol and number of images.
 """
 
 from __future__ import annotations
@@ -214,15 +214,13 @@ def main() -> None:
         if options.learners is not None:  # else the protocol's
             settings["learners"] = options.learners
         settings = json.loads(json.dumps(settings))
-        if content["rows"].get(row, {}).get("options") == settings:
-            continue
-        print(f"{row} ...", flush=True)
-        found = distilled(
-            modality, recipe, int(ipc), protocol, options, options.out.parent / f"{options.out.stem}-runs"
-        )
-        content["rows"][row] = {"options": settings, "commit": STARTED["commit"], **found}
-        write_results(options.out, content)
-        baselines(modality, found["per_class"], protocol, options, content["baselines"])
+        if content["rows"].get(row, {}).get("options") != settings:
+            print(f"{row} ...", flush=True)
+            folder = options.out.parent / f"{options.out.stem}-runs"
+            found = distilled(modality, recipe, int(ipc), protocol, options, folder)
+            content["rows"][row] = {"options": settings, "commit": STARTED["commit"], **found}
+            write_results(options.out, content)
+        baselines(modality, content["rows"][row]["per_class"], protocol, options, content["baselines"])
         write_results(options.out, content)
     body = []
     for row, found in content["rows"].items():
