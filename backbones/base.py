@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from datastill.backbones.batch import Batch, Inputs, take
 from datastill.backbones.losses import Loss, slopes_of
+from datastill.backbones.outer import Outer, by_block
 from datastill.backbones.precision import Precision, convolved_in
 from datastill.backbones.ridge import ridge_solve
 from datastill.backbones.steps import stepper
@@ -100,6 +101,12 @@ class Learner(nn.Module, ABC):
             )
         return [torch.stack(parts) for parts in zip(*found)]
 
+    def factored_gradients(
+        self, batch: Batch, groups: Sequence[int], loss: Loss, *, create_graph: bool
+    ) -> Sequence[Tensor | Outer]:
+        """As `group_gradients`, but that of a layer may be left as its factors where they are smaller than their product."""
+        return self.group_gradients(batch, groups, loss, create_graph=create_graph)
+
 
 class LinearLearner(Learner):
     """A learner whose only parameters are those of its linear head: `embed` is a fixed map of the inputs."""
@@ -160,17 +167,6 @@ def constant(layer: nn.Linear) -> Callable[[Tensor], Tensor]:
     if bias is None:
         return lambda values: (weight @ values.T).T
     return lambda values: torch.addmm(bias[:, None], weight, values.T).T
-
-
-def by_block(slopes: Tensor, features: Tensor | None, sizes: Sequence[int]) -> Tensor:
-    """S^T F of each stretch of rows, (blocks, c, d), for S (n, c) and F (n, d); the sum of its rows S, (blocks, c), without F."""
-    if min(sizes) == max(sizes):
-        slopes = slopes.unflatten(0, (len(sizes), -1))
-        return slopes.sum(1) if features is None else slopes.mT @ features.unflatten(0, (len(sizes), -1))
-    parts = slopes.split(list(sizes))
-    if features is None:
-        return torch.stack([part.sum(0) for part in parts])
-    return torch.stack([part.T @ mine for part, mine in zip(parts, features.split(list(sizes)))])
 
 
 def call_with(learner: Learner, parameters: Mapping[str, Tensor], inputs: Inputs) -> Tensor:

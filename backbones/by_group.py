@@ -16,7 +16,7 @@ from torch.autograd.function import once_differentiable
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from datastill.backbones.base import by_block
+from datastill.backbones.outer import by_block
 from datastill.backbones.precision import Conv2d
 
 

@@ -14,11 +14,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from datastill.backbones.base import Learner, by_block, constant
+from datastill.backbones.base import Learner, constant
 from datastill.backbones.batch import Batch
 from datastill.backbones.by_group import Tape, passes
 from datastill.backbones.fast import CHUNK, Block, Conv3x3, HalvingMean
 from datastill.backbones.losses import slopes_of
+from datastill.backbones.outer import Outer, by_block, dense
 from datastill.errors import check_count, require
 
 Norm = Literal["instance", "group", "layer", "batch", "none"]
@@ -136,6 +137,25 @@ class ConvNet(Learner):
         """As every learner's, several groups in one pass. `loss` has to be a mean over points."""
         if self.training:
             return super().group_gradients(batch, groups, loss, create_graph=create_graph)
+        return list(map(dense, self._gradients(batch, groups, loss, create_graph=create_graph, factored=False)))
+
+    def factored_gradients(
+        self, batch: Batch, groups: Sequence[int], loss: Callable[[Tensor, Any], Tensor], *, create_graph: bool
+    ) -> Sequence[Tensor | Outer]:
+        """As every learner's: that of the head stays factored if groups have fewer points than there are classes."""
+        if self.training:
+            return super().group_gradients(batch, groups, loss, create_graph=create_graph)
+        return self._gradients(batch, groups, loss, create_graph=create_graph, factored=True)
+
+    def _gradients(
+        self,
+        batch: Batch,
+        groups: Sequence[int],
+        loss: Callable[[Tensor, Any], Tensor],
+        *,
+        create_graph: bool,
+        factored: bool,
+    ) -> list[Tensor | Outer]:
         order, sizes = batch.in_blocks(groups)
         if order is not None:
             batch = batch.take(order)
@@ -143,25 +163,26 @@ class ConvNet(Learner):
         plan = list(passes(sizes, max(most, *sizes) if create_graph else most))  # with a graph groups stay whole
         rows = torch.arange(len(batch), device=batch.groups.device).split([points for _, points in plan])
         parts = zip((positions for positions, _ in plan), (batch.take(index) for index in rows))
-        if create_graph:
-            each = [self._block_slopes(part, sizes[mine], loss, create_graph=True) for mine, part in parts]
-            if len(each) == 1:
-                hidden, slopes, features = each[0]
-            else:  # that of the head is made once: of many classes it is far larger than what it is made of
-                hidden = [torch.cat(found) for found in zip(*(one for one, _, _ in each))]
-                slopes, features = (torch.cat(found) for found in list(zip(*each))[1:])
-            return [*hidden, *_head_gradients(slopes, features, sizes)]
+        # Inner products of its points are fewer numbers than a gradient then, and every pass is of whole groups.
+        factored = factored and max(sizes) <= (
+            self.head.out_features if create_graph else min(most, self.head.out_features)
+        )
+        if create_graph or factored:
+            each = [self._block_slopes(part, sizes[mine], loss, create_graph=create_graph) for mine, part in parts]
+            hidden, head = _together(each, sizes)
+            return [*hidden, head if factored else head.dense(), by_block(head.slopes, None, sizes)]
         total = [value.new_zeros(len(sizes), *value.shape) for value in self.parameters()]
         for mine, part in parts:
             if mine.stop - mine.start > 1:
                 hidden, slopes, features = self._block_slopes(part, sizes[mine], loss, create_graph=False)
-                gradients = [*hidden, *_head_gradients(slopes, features, sizes[mine])]
+                head = Outer(slopes, features, sizes[mine])
+                gradients = [*hidden, head.dense(), by_block(slopes, None, sizes[mine])]
             else:  # autograd has both gradients of a convolution at once, which takes less time
                 value = len(part) / sizes[mine.start] * loss(self(part.inputs), part.targets)
                 gradients = list(torch.autograd.grad(value, list(self.parameters())))
             for whole, gradient in zip(total, gradients):
                 whole[mine] += gradient
-        return total
+        return list(total)
 
     def _block_slopes(
         self, batch: Batch, sizes: Sequence[int], loss: Callable[[Tensor, Any], Tensor], *, create_graph: bool
@@ -184,9 +205,14 @@ class ConvNet(Learner):
             return hidden, slopes, known
 
 
-def _head_gradients(slopes: Tensor, features: Tensor, sizes: Sequence[int]) -> list[Tensor]:
-    """Of a linear layer's weight and bias, each (groups, *shape)."""
-    return [by_block(slopes, features, sizes), by_block(slopes, None, sizes)]
+def _together(each: Sequence[tuple[list[Tensor], Tensor, Tensor]], sizes: Sequence[int]) -> tuple[list[Tensor], Outer]:
+    """Of passes over whole groups: the gradients of the blocks, and that of the head, whose factors are put together first."""
+    if len(each) == 1:
+        hidden, slopes, features = each[0]
+    else:
+        hidden = [torch.cat(found) for found in zip(*(one for one, _, _ in each))]
+        slopes, features = (torch.cat(found) for found in list(zip(*each))[1:])
+    return hidden, Outer(slopes, features, sizes)
 
 
 def make_norm(norm: Norm, width: int, *, momentum: float = 0.1) -> nn.Module:

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from datastill.backbones.base import Learner, by_block, constant
+from datastill.backbones.base import Learner, constant
 from datastill.backbones.batch import Batch
 from datastill.backbones.graph_batch import Graphs, Layers, Pool
 from datastill.backbones.losses import Loss, slopes_of
+from datastill.backbones.outer import by_block
 from datastill.errors import check_count
 
 

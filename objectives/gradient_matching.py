@@ -21,6 +21,7 @@ from torch import Tensor
 from datastill import processes
 from datastill.backbones.base import Learner
 from datastill.backbones.batch import Batch, joined
+from datastill.backbones.outer import Outer, dense
 from datastill.backbones.precision import Precision, check_precision, convolved_in
 from datastill.backbones.training import Protocol, make_optimizer
 from datastill.errors import check_count, require, unknown_name
@@ -162,8 +163,10 @@ class GradientMatching(Objective):
         contrast = self._contrasts()
         if contrast:  # all groups are one batch, with one augmentation
             seeds = seeds[:1] * len(groups)
+        # Angles of rows need no products where every group is compared by itself and by this process alone.
+        factored = self.distance == "rows" and not contrast and processes.size() == 1
         with convolved_in(self.real_precision):
-            target = self._gradients(real, groups, seeds, differentiable=False)
+            target = self._gradients(real, groups, seeds, differentiable=False, factored=factored)
         if processes.size() > 1:
             weights = [self.modality.weight(real.of_group(group)) for group in groups]
             each = [processes.average(parts, weight) for parts, weight in zip(zip(*target), weights)]
@@ -171,7 +174,7 @@ class GradientMatching(Objective):
         if contrast:
             target = [parts.mean(0, keepdim=True) for parts in target]
             synthetic, groups = Batch(synthetic.inputs, synthetic.targets, torch.zeros_like(synthetic.groups)), [0]
-        ours = self._gradients(synthetic, groups, seeds, differentiable=True)
+        ours = self._gradients(synthetic, groups, seeds, differentiable=True, factored=factored)
         if self.distance.startswith("hidden"):
             kept = _hidden(self._net)
             ours, target = ([part for part, keep in zip(parts, kept) if keep] for parts in (ours, target))
@@ -187,9 +190,9 @@ class GradientMatching(Objective):
         )
 
     def _gradients(
-        self, batch: Batch, groups: Sequence[int], seeds: Sequence[int], *, differentiable: bool
-    ) -> list[Tensor]:
-        """Gradients of each group's mean loss: for each parameter (groups, *shape)."""
+        self, batch: Batch, groups: Sequence[int], seeds: Sequence[int], *, differentiable: bool, factored: bool
+    ) -> list[Any]:
+        """Gradients of each group's mean loss: for each parameter (groups, *shape), which may be `Outer` if `factored`."""
         assert self._net is not None
         if self._match is not None:
             each = [self._match(batch.of_group(group), seed) for group, seed in zip(groups, seeds)]
@@ -201,7 +204,8 @@ class GradientMatching(Objective):
                 ]
                 return [torch.cat(one) for one in zip(*parts)]
             batch = together
-        return self._net.group_gradients(batch, groups, self.modality.loss, create_graph=differentiable)
+        gradients = self._net.factored_gradients if factored else self._net.group_gradients
+        return list(gradients(batch, groups, self.modality.loss, create_graph=differentiable))
 
     def after_step(self, rng: torch.Generator) -> None:
         self._turn += len(self._groups) if self.groups_per_step is None else self.groups_per_step
@@ -270,13 +274,13 @@ def published_loops(points: int) -> tuple[int, int]:
     return min(points, 50), round(float(np.interp(points, (10, 20, 30, 40, 50), (50, 25, 20, 15, 10))))
 
 
-def gradient_distances(ours: Sequence[Tensor], target: Sequence[Tensor], distance: Distance) -> Tensor:
+def gradient_distances(ours: Sequence[Any], target: Sequence[Any], distance: Distance) -> Tensor:
     """How far two lists of parameter gradients, each (groups, *shape), are apart, (groups,); see `GradientMatching.distance`.
 
-    For the "hidden" ones the lists hold the gradients of hidden weights alone.
+    For the "hidden" ones the lists hold the gradients of hidden weights alone; for "rows" gradients may be `Outer`.
     """
     if distance == "rows":
-        rows = [_angles(a.flatten(2), b.flatten(2)).sum(1) for a, b in zip(ours, target) if a.dim() > 2]
+        rows = [_row_angles(a, b).sum(1) for a, b in zip(ours, target) if isinstance(a, Outer) or a.dim() > 2]
         require(bool(rows), "distance='rows' needs a learner with at least one weight matrix.")
         return torch.stack(rows).sum(0)
     if distance == "hidden-absolute":
@@ -295,6 +299,15 @@ def _hidden(net: Learner) -> list[bool]:
     kept = [value.dim() > 1 and id(value) not in head for value in net.parameters()]
     require(any(kept), "The 'hidden' distances need a learner with weights before its head; this one has none.")
     return kept
+
+
+def _row_angles(a: Tensor | Outer, b: Tensor | Outer) -> Tensor:
+    """1 - cosine of the rows of a and b (groups, rows, ...), (groups, rows)."""
+    if not (isinstance(a, Outer) and isinstance(b, Outer) and a.uniform and b.uniform):
+        return _angles(dense(a).flatten(2), dense(b).flatten(2))
+    least = torch.finfo(a.slopes.dtype).tiny
+    mine, other = (one.inner(one).clamp_min(least).sqrt() for one in (a, b))
+    return 1 - a.inner(b) / (mine * other + _APART)
 
 
 def _angles(a: Tensor, b: Tensor) -> Tensor:
