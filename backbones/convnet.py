@@ -142,7 +142,7 @@ class ConvNet(Learner):
     def factored_gradients(
         self, batch: Batch, groups: Sequence[int], loss: Callable[[Tensor, Any], Tensor], *, create_graph: bool
     ) -> Sequence[Tensor | Outer]:
-        """As every learner's: that of the head stays factored if groups have fewer points than there are classes."""
+        """As every learner's: that of the head stays factored if no group has more points than there are classes."""
         if self.training:
             return super().group_gradients(batch, groups, loss, create_graph=create_graph)
         return self._gradients(batch, groups, loss, create_graph=create_graph, factored=True)
