@@ -26,6 +26,7 @@ from table1 import prepared
 from torch import Tensor
 
 from datastill.condense.common import run_recipe
+from datastill.errors import require
 from datastill.evaluation import format_table
 from datastill.loop import Result
 from datastill.modalities.base import Modality
@@ -54,9 +55,14 @@ def measured(modality: Modality, name: str, options: argparse.Namespace) -> dict
 
 
 def gradients(result: Result, draws: int) -> list[Tensor]:
-    """That of the summary's points for one draw of networks and real points after the other, each flat."""
-    objective, points = result.objective, result.summary.parameter_groups()["points"]
+    """That of all that the summary learns but labels, for one draw of networks and real points after the other, each flat."""
+    objective = result.objective
+    require(
+        objective is not None, f"recipes must be optimised, and {result.recipe!r} only chooses points: leave it out."
+    )
     assert objective is not None
+    roles = result.summary.parameter_groups()
+    points = [value for role, values in roles.items() if role != "labels" for value in values]
     found = []
     for number in range(draws):
         result.summary.zero_grad()
