@@ -135,16 +135,12 @@ class ConvNet(Learner):
         self, batch: Batch, groups: Sequence[int], loss: Callable[[Tensor, Any], Tensor], *, create_graph: bool
     ) -> list[Tensor]:
         """As every learner's, several groups in one pass. `loss` has to be a mean over points."""
-        if self.training:
-            return super().group_gradients(batch, groups, loss, create_graph=create_graph)
         return list(map(dense, self._gradients(batch, groups, loss, create_graph=create_graph, factored=False)))
 
     def factored_gradients(
         self, batch: Batch, groups: Sequence[int], loss: Callable[[Tensor, Any], Tensor], *, create_graph: bool
     ) -> Sequence[Tensor | Outer]:
         """As every learner's: that of the head stays factored if no group has more points than there are classes."""
-        if self.training:
-            return super().group_gradients(batch, groups, loss, create_graph=create_graph)
         return self._gradients(batch, groups, loss, create_graph=create_graph, factored=True)
 
     def _gradients(
@@ -156,6 +152,8 @@ class ConvNet(Learner):
         create_graph: bool,
         factored: bool,
     ) -> list[Tensor | Outer]:
+        if self.training:
+            return list(super().group_gradients(batch, groups, loss, create_graph=create_graph))
         order, sizes = batch.in_blocks(groups)
         if order is not None:
             batch = batch.take(order)

@@ -1,4 +1,4 @@
-"""How much of a step's gradient is about the summary, and how much about the network that was drawn for the step.
+"""How much of a step's gradient is about the summary, and how much about what was drawn for the step: networks and real points.
 
     python benchmarks/gradient_noise.py                               the recipes below, on MNIST at one image a class
     python benchmarks/gradient_noise.py --recipes dc bptt --data digits --steps 50
@@ -32,7 +32,7 @@ from datastill.loop import Result
 from datastill.modalities.base import Modality
 from datastill.rng import generator
 
-RECIPES = ("kip", "rfad", "dm", "dc", "dsa", "frepo", "bptt")
+RECIPES = ("kip", "rfad", "dm", "dc", "frepo", "bptt")
 
 
 def measured(modality: Modality, name: str, options: argparse.Namespace) -> dict[str, Any]:
@@ -85,10 +85,10 @@ def main() -> None:
     parser.add_argument("--recipes", nargs="+", default=list(RECIPES))
     parser.add_argument("--data", default=str(DATA / "images" / "MNIST"), help="as --data of `datastill image`")
     parser.add_argument("--per-class", type=int, default=1)
-    parser.add_argument("--steps", type=int, default=200, help="steps of distillation before")
-    parser.add_argument("--draws", type=int, default=32, help="gradients")
+    parser.add_argument("--steps", type=int, default=100, help="steps of distillation before")
+    parser.add_argument("--draws", type=int, default=24, help="gradients")
     parser.add_argument("--width", type=int, default=32, help="filters of the networks, where a recipe does not say")
-    parser.add_argument("--real-size", type=int, default=50, help="real points a class")
+    parser.add_argument("--real-size", type=int, default=20, help="real points a class")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "gradient_noise.json")
     options = parser.parse_args()
     modality = image_data(options.data)
