@@ -15,6 +15,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from datastill.backbones import winograd
 from datastill.errors import unknown_name
 
 Precision = Literal["full", "bfloat16", "auto"]
@@ -67,6 +68,7 @@ class Conv2d(nn.Conv2d):
     def forward(self, inputs: Tensor) -> Tensor:
         dtype = self.multiplies_in(inputs)
         if dtype == inputs.dtype:
-            return super().forward(inputs)
+            fast = winograd.pays(self, inputs)
+            return winograd.convolve(inputs, self.weight, self.bias) if fast else super().forward(inputs)
         bias = None if self.bias is None else self.bias.to(dtype)
         return self._conv_forward(inputs.to(dtype), self.weight.to(dtype), bias).to(inputs.dtype)
