@@ -13,7 +13,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from datastill.backbones.base import call_with, parameters_of
+from datastill.backbones.base import Learner, call_with, parameters_of
+from datastill.backbones.precision import Precision, check_precision, convolved_in
 from datastill.errors import check_count, require
 from datastill.modalities.base import Modality, Summary
 from datastill.objectives.base import Objective, RealBatches, network_bytes, weight_bytes
@@ -40,7 +41,13 @@ class UnrolledTraining(Objective):
         weight_decay: of the inner SGD.
         inner_batch: synthetic points an inner step; None takes all of them.
         real_size: real points a group for the outer loss; None takes all of them.
+        real_precision: in what the convolutions of real points are multiplied: "full", "bfloat16", which is much faster where the
+            device does it natively, or "auto", bfloat16 there and full elsewhere.
         augment: whether inner batches are augmented, each step with a seed of its own.
+        zero_head: whether the head of a learner begins at zero. Its random outputs, which a short training does not forget, are
+            then no noise in the gradient.
+        platt: whether the loss on real points is that of exp(k) times the outputs, k learned from 0 (Platt scaling, as in RFAD):
+            a short training has its outputs right before it has them large.
         pool: learners that are kept and go on training from one outer step to the next, one of them at each; None trains a fresh
             one every time. With it the summary meets learners of all ages up to `max_age` at the cost of `inner_steps`, and the
             gradient is cut off at the first of these, as RaT-BPTT has it for a window that begins anywhere in a training (Feng,
@@ -57,7 +64,10 @@ class UnrolledTraining(Objective):
     weight_decay: float = 0.0
     inner_batch: int | None = None
     real_size: int | None = 64
+    real_precision: Precision = "full"
     augment: bool = False
+    zero_head: bool = False
+    platt: bool = False
     pool: int | None = None
     max_age: int = 300
 
@@ -69,6 +79,7 @@ class UnrolledTraining(Objective):
         for field in ("inner_batch", "real_size", "pool"):
             if getattr(self, field) is not None:
                 check_count(field, getattr(self, field))
+        check_precision("real_precision", self.real_precision)
         require(
             self.pool is None or not self.lr_per_step,
             "pool keeps learners beyond inner_steps, for which lr_per_step has no step sizes: leave one of the two out.",
@@ -83,7 +94,8 @@ class UnrolledTraining(Objective):
         self._rates = PositiveRates(self.inner_lr, self.inner_steps if self.lr_per_step else 1, self.learn_lr)
         self._rates.to(modality.device, modality.dtype)
         draws = generator(seed, "unrolled pool")
-        self._pool = None if self.pool is None else UnrolledPool(modality, self.learner, self.pool, self.max_age, draws)
+        self._sharpness = nn.Parameter(torch.zeros((), device=modality.device, dtype=modality.dtype))
+        self._pool = None if self.pool is None else UnrolledPool(self._learner, self.pool, self.max_age, draws)
 
     def footprint(self, modality: Modality, summary: Summary) -> int:
         """One step's graph, with a second derivative, and the weights of all of them."""
@@ -92,7 +104,7 @@ class UnrolledTraining(Objective):
 
     def loss(self, rng: torch.Generator) -> Tensor:
         """The trained learner's loss on real points."""
-        net = self.modality.learner(self.learner, rng=rng)
+        net = self._learner(rng)
         theta, velocity = self._pool.pick(rng) if self._pool else (parameters_of(net), None)
         real, synthetic = self._real.share(rng), self.summary(rng)
         picks = shuffled_picks(len(synthetic), self.inner_batch, self.inner_steps, rng)
@@ -110,18 +122,32 @@ class UnrolledTraining(Objective):
             self._pool.offer(trained, speed, self.inner_steps)
         if self.augment:
             real = self.modality.augment(real, fork(rng) % 2**31)
-        loss = self.modality.loss(call_with(net, trained, real.inputs), real.targets)
+        with convolved_in(self.real_precision):
+            outputs = call_with(net, trained, real.inputs)
+        loss = self.modality.loss(self._sharpness.exp() * outputs if self.platt else outputs, real.targets)
         return portion(loss, self.modality.weight(real))
+
+    def _learner(self, rng: torch.Generator) -> Learner:
+        """One that begins to train."""
+        net = self.modality.learner(self.learner, rng=rng)
+        if self.zero_head:
+            with torch.no_grad():
+                for value in net.head.parameters():
+                    value.zero_()
+        return net
 
     def after_step(self, rng: torch.Generator) -> None:
         if self._pool:
             self._pool.advance(rng)
 
     def learnables(self) -> dict[str, nn.Parameter]:
-        return {"inner_lr": self._rates.raw} if self.learn_lr else {}
+        rates = {"inner_lr": self._rates.raw} if self.learn_lr else {}
+        return {**rates, **({"sharpness": self._sharpness} if self.platt else {})}
 
     def learned(self) -> dict[str, Any]:
-        return {"inner_lr": self._rates().tolist(), "inner_steps": self.inner_steps, "momentum": self.momentum}
+        sharpness = {"sharpness": float(self._sharpness.detach().exp())} if self.platt else {}
+        rates = self._rates().tolist()
+        return {"inner_lr": rates, "inner_steps": self.inner_steps, "momentum": self.momentum, **sharpness}
 
     def state_dict(self) -> dict[str, Any]:
         return self._pool.state_dict() if self._pool else {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import torch
@@ -99,20 +100,20 @@ class UnrolledPool:
     (arXiv 2311.07025), which begin where another one ended and not after steps of their own.
 
     Args:
-        modality: whose learners.
-        name: which; None takes the modality's default.
+        fresh: makes a learner with random weights.
         size: trainings in the pool.
         max_age: inner steps after which one begins again with a fresh learner. The first ones start with ages spread over the
             range, so that they do not all begin again at once.
         rng: for the first draw.
     """
 
-    def __init__(self, modality: Modality, name: str | None, size: int, max_age: int, rng: torch.Generator) -> None:
-        self.modality = modality
-        self.name = name
+    def __init__(
+        self, fresh: Callable[[torch.Generator], Learner], size: int, max_age: int, rng: torch.Generator
+    ) -> None:
+        self.fresh = fresh
         self.max_age = max_age
         self.ages = [position * max_age // size for position in range(size)]
-        self._states = [self._fresh(modality.learner(name, rng=rng)) for _ in range(size)]
+        self._states = [self._begun(rng) for _ in range(size)]
         self._now = 0
         self._ahead: tuple[_State, int] | None = None
 
@@ -133,13 +134,12 @@ class UnrolledPool:
         (state, steps), self._ahead = self._ahead, None
         self.ages[self._now] += steps
         if self.ages[self._now] >= self.max_age:
-            state = self._fresh(self.modality.learner(self.name, rng=rng))
+            state = self._begun(rng)
             self.ages[self._now] = 0
         self._states[self._now] = state
 
-    @staticmethod
-    def _fresh(learner: Learner) -> _State:
-        parameters = {name: value.detach() for name, value in parameters_of(learner).items()}
+    def _begun(self, rng: torch.Generator) -> _State:
+        parameters = parameters_of(self.fresh(rng))
         return parameters, {name: torch.zeros_like(value) for name, value in parameters.items()}
 
     def state_dict(self) -> dict[str, Any]:

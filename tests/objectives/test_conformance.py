@@ -64,6 +64,7 @@ OBJECTIVES: dict[str, Callable[[], Objective]] = {
     "unrolled/pool": lambda: UnrolledTraining(
         inner_steps=2, inner_lr=0.1, momentum=0.5, pool=2, max_age=4, real_size=5
     ),
+    "unrolled/platt": lambda: UnrolledTraining(inner_steps=4, inner_lr=0.1, real_size=5, zero_head=True, platt=True),
     "trajectory-matching": lambda: TrajectoryMatching(
         experts=2, max_start=2, span=1, inner_steps=3, expert_batch=16, inner_lr=0.1
     ),

@@ -19,6 +19,7 @@ from datastill.objectives.distribution_matching import DistributionMatching
 from datastill.objectives.feature_regression import FeatureRegression
 from datastill.objectives.gradient_matching import GradientMatching
 from datastill.objectives.kernel_ridge import KernelRidge
+from datastill.objectives.meta_model import UnrolledTraining
 from datastill.rng import generator, isolated
 from tests.test_every_pair import MODALITIES
 
@@ -27,6 +28,7 @@ OBJECTIVES: dict[str, Callable[..., Objective]] = {
     "gradient-matching": lambda **kind: GradientMatching(real_size=4, **kind),
     "feature-regression": lambda **kind: FeatureRegression(pool=2, real_size=4, ridge=1e-2, **kind),
     "kernel-ridge": lambda **kind: KernelRidge(kernel="features", learners=2, real_size=4, ridge=1e-1, **kind),
+    "unrolled": lambda **kind: UnrolledTraining(inner_steps=2, inner_lr=0.1, real_size=4, **kind),
 }
 
 

@@ -176,6 +176,46 @@ def test_unrolled_without_steps_to_speak_of_is_the_loss_of_a_fresh_learner() -> 
     assert float(objective.loss(rng).detach()) == pytest.approx(float(expected.detach()), rel=1e-6)
 
 
+@pytest.mark.parametrize("zero_head", [False, True])
+def test_unrolled_with_a_scale_is_the_scaled_loss_of_a_trained_learner(zero_head: bool) -> None:
+    """By PyTorch's optimiser and a loss written out, against the value and its derivative by the scale."""
+    objective = UnrolledTraining(inner_steps=3, inner_lr=0.3, real_size=None, zero_head=zero_head, platt=True)
+    summary = small()
+    objective.start(MODALITY, summary)
+    sharpness = objective.learnables()["sharpness"]
+    with torch.no_grad():
+        sharpness.fill_(math.log(2.5))
+    value = objective.loss(generator(4))
+    (slope,) = torch.autograd.grad(value, sharpness)
+
+    net = MODALITY.learner(rng=generator(4))
+    if zero_head:
+        for parameter in net.head.parameters():
+            nn.init.zeros_(parameter)
+    descent, synthetic = torch.optim.SGD(net.parameters(), lr=0.3), summary().detach()
+    for _ in range(3):
+        descent.zero_grad()
+        MODALITY.loss(net(synthetic.inputs), synthetic.targets).backward()
+        descent.step()
+    real = MODALITY.real()
+    outputs = net(real.inputs).detach()
+    right = real.targets[:, None]
+
+    def scaled(scale: float) -> float:
+        return float((outputs.mul(scale).logsumexp(1) - scale * outputs.gather(1, right)[:, 0]).mean())
+
+    assert float(value.detach()) == pytest.approx(scaled(2.5), rel=1e-5)
+    by_log = (scaled(2.5 * math.exp(1e-3)) - scaled(2.5 * math.exp(-1e-3))) / 2e-3
+    assert float(slope) == pytest.approx(by_log, rel=1e-2, abs=1e-5)
+    assert objective.learned()["sharpness"] == pytest.approx(2.5)
+
+
+def test_a_zero_head_says_nothing_before_it_trains() -> None:
+    objective = UnrolledTraining(inner_steps=3, inner_lr=1e-12, real_size=None, zero_head=True)
+    objective.start(MODALITY, small())
+    assert float(objective.loss(generator(4)).detach()) == pytest.approx(math.log(3), rel=1e-6)
+
+
 def test_gradient_matching_trains_and_replaces_its_network() -> None:
     """outer_loops matches a network, with training between; the parameters tell."""
     objective = GradientMatching(learner="linear", outer_loops=3, inner_epochs=2, inner_lr=0.02)
