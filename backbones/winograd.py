@@ -114,7 +114,7 @@ class _Rooms(threading.local):
         count, held = math.prod(shape), self._held.get(name)
         if held is None or count > len(held):
             with torch.inference_mode(False):  # whose tensors could not be written to outside of it
-                held = self._held[name] = torch.empty(count)
+                held = self._held[name] = torch.empty(count, dtype=torch.float32, device="cpu")
         return held[:count].view(shape)
 
 
@@ -195,11 +195,12 @@ def _toom_cook() -> tuple[Tensor, Tensor, Tensor]:
     Polynomials are multiplied by their values at `_POINTS` and infinity; the correlation is the transpose of that. What
     belongs to a value has the same length in all three, which keeps rounding small.
     """
-    points = torch.tensor(_POINTS, dtype=torch.float64)
+    as_written: dict[str, Any] = {"dtype": torch.float64, "device": "cpu"}  # whatever the defaults are
+    points = torch.tensor(_POINTS, **as_written)
 
     def values(terms: int) -> Tensor:
-        infinity = torch.eye(terms, dtype=torch.float64)[-1:]
-        return torch.cat([points[:, None] ** torch.arange(terms), infinity])
+        infinity = torch.eye(terms, **as_written)[-1:]
+        return torch.cat([points[:, None] ** torch.arange(terms, **as_written), infinity])
 
     outputs, filters, inputs = values(_TILE), values(3), torch.linalg.inv(values(_REACH)).T
     lengths = [matrix.norm(dim=1, keepdim=True) for matrix in (outputs, filters, inputs)]

@@ -95,6 +95,17 @@ def test_works_after_inference_mode() -> None:
     assert torch.autograd.grad(outputs, inputs, slopes)[0].isfinite().all()
 
 
+def test_other_default_types_change_nothing() -> None:
+    inputs, weight, bias, slopes = draw(3, 4, 4, (36, 48))  # of a size that no other test has
+    torch.set_default_dtype(torch.float64)
+    try:
+        outputs = convolve(inputs, weight, bias)
+        (found,) = torch.autograd.grad(outputs, inputs, slopes)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert outputs.dtype == found.dtype == torch.float32
+
+
 def test_results_are_not_in_memory_that_is_used_again() -> None:
     inputs, weight, bias, _ = draw(3, 4, 4, (8, 8))
     first = convolve(inputs, weight, bias)
