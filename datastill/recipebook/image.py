@@ -58,8 +58,8 @@ RECIPES = [
         protocol="linba",
         modalities=("image",),
         objective="unrolled",
-        # Students of ten images are what they will be after some thirty steps. Ten of three times the rate, from a head of zeros
-        # and with outputs scaled, are near that, and cost and vary less: most of the gradient of a longer training is noise.
+        # Students of few images soon are what they will be. Ten quick steps from a head of zeros, with outputs scaled, come near
+        # that, and cost and vary less than a longer training, most of whose gradient is noise.
         settings={
             **_UNROLLED,
             "inner_steps": 10,

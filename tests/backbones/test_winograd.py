@@ -39,6 +39,22 @@ def test_equals_the_sum_over_windows_and_its_gradients(size: tuple[int, int], mo
         assert distance(mine, its.double()) < 3e-6
 
 
+def test_its_points_round_less_than_the_usual_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs, weight, bias, _ = draw(8, 32, 32, (14, 14))
+    exact = F.conv2d(inputs.double(), weight.double(), bias.double(), padding=1)
+    caches = (winograd._toom_cook, winograd._filter_matrix, winograd._transforms)
+    errors = [distance(convolve(inputs, weight, bias), exact)]
+    monkeypatch.setattr(winograd, "_POINTS", (0.0, 1.0, -1.0, 2.0, -2.0))
+    try:
+        for cache in caches:
+            cache.cache_clear()
+        errors.append(distance(convolve(inputs, weight, bias), exact))
+    finally:
+        for cache in caches:
+            cache.cache_clear()
+    assert errors[0] < 0.7 * errors[1] < 1e-5  # the usual ones do convolve
+
+
 def test_how_many_points_go_at_a_time_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     inputs, weight, bias, slopes = draw(9, 6, 4, (8, 8))
     results = []
