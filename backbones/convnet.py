@@ -86,6 +86,7 @@ class ConvNet(Learner):
         )
         for option, choice, known in choices:
             require(choice in known, f"{option} must be one of {', '.join(known)}, got {choice!r}.")
+        self._together = max(CHUNK, _MAPS // width)
         blocks: list[nn.Module] = []
         fan_in, rows = channels, height
         for level in range(depth):
@@ -119,8 +120,8 @@ class ConvNet(Learner):
         return maps
 
     def points_at_a_time(self) -> int | None:
-        """A few on a CPU, whose caches they fit into."""
-        return CHUNK if next(self.parameters()).device.type == "cpu" else None
+        """A few on a CPU, whose caches they fit into: more of them where maps are few."""
+        return self._together if next(self.parameters()).device.type == "cpu" else None
 
     def embed(self, inputs: Tensor) -> Tensor:
         """The last feature maps, flattened: (n, width * h * w)."""
@@ -242,6 +243,8 @@ def erases_pixels(norm: Norm, width: int) -> bool:
 
 
 _FAST = 0.9  # of the newest batch in running statistics
+_MAPS = 4096
+"""Feature maps of one layer that go through together on a CPU, if gradients are asked for."""
 _CUT = 0.87962566103423978  # deviation of a standard normal that is cut at two deviations
 _POOLS: dict[str, Callable[[], nn.Module]] = {
     "avg": HalvingMean,

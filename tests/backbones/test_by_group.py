@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from datastill.backbones import convnet
 from datastill.backbones.base import Learner
 from datastill.backbones.batch import Batch
 from datastill.backbones.by_group import passes
@@ -52,8 +53,13 @@ def points(labels: list[int], shape: tuple[int, int, int]) -> Batch:
     ids=str,
 )
 def test_gradients_and_their_derivatives_are_those_of_autograd(
-    options: dict[str, Any], shape: tuple[int, int, int], width: int, loss: Callable[..., Tensor]
+    options: dict[str, Any],
+    shape: tuple[int, int, int],
+    width: int,
+    loss: Callable[..., Tensor],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(convnet, "_MAPS", 0)  # so that no more than CHUNK go together
     net = network(shape, width, **options)
     # One point, five, and more than go through together; and a group that is not asked for.
     batch, groups = points([1, 3, 0, 2, 1, 1, 2, 0, 1, 1] + [0] * (CHUNK + 3), shape), [2, 0, 1]
@@ -71,6 +77,23 @@ def test_gradients_and_their_derivatives_are_those_of_autograd(
         scale = float(expected.detach().abs().max())
         assert torch.allclose(mine, expected, rtol=1e-9, atol=1e-9 * scale + 1e-9)
     assert all(value.grad is None for value in net.parameters())
+
+
+@pytest.mark.parametrize("width", [4, 128])
+@pytest.mark.parametrize("shape", [(1, 8, 8), (2, 7, 10)], ids=str)
+def test_so_they_are_of_groups_of_a_single_point(shape: tuple[int, int, int], width: int) -> None:
+    net, batch, results = network(shape, width), points([1, 3, 0, 2], shape), []
+    batch = Batch(batch.inputs, batch.targets.clamp(max=2), batch.groups)
+    for find in KINDS:
+        images = batch.inputs.clone().requires_grad_()
+        single = Batch(images, batch.targets, batch.groups)
+        found = find(net, single, [2, 0, 3, 1], F.cross_entropy, create_graph=True)
+        value = torch.stack([((1 + number) * part.pow(3) + part).sum() for number, part in enumerate(found)]).sum()
+        plain = find(net, single, [2, 0, 3, 1], F.cross_entropy, create_graph=False)
+        results.append([*found, *plain, *torch.autograd.grad(value, images)])
+    for mine, expected in zip(*results):
+        assert mine.shape == expected.shape
+        assert torch.allclose(mine, expected, rtol=1e-9, atol=1e-9 * float(expected.detach().abs().max()) + 1e-12)
 
 
 def test_all_points_in_one_pass_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:

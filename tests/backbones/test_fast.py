@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from datastill.backbones import convnet
 from datastill.backbones.batch import Batch
 from datastill.backbones.convnet import ConvNet
 from datastill.backbones.fast import CHUNK, Block, Conv3x3, HalvingMean
@@ -50,7 +51,8 @@ def test_networks_in_chunks_are_the_same_networks(shape: tuple[int, int, int]) -
         assert net.embed(images).shape == (2 * CHUNK + 5, net.head.in_features)
 
 
-def test_gradients_in_chunks_are_those_of_the_mean() -> None:
+def test_gradients_in_chunks_are_those_of_the_mean(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(convnet, "_MAPS", 0)  # so that no more than CHUNK go together
     with isolated(0):
         net = ConvNet((1, 8, 8), 3, width=4).double().eval()
     labels = torch.arange(3).repeat_interleave(CHUNK + 7)
@@ -97,3 +99,8 @@ def test_blocks_of_many_channels_or_another_norm_are_no_products() -> None:
     assert not Block(Conv3x3(1, 16), nn.GroupNorm(4, 16), relu, HalvingMean())._is_product()
     assert not Block(Conv3x3(1, 16), nn.GroupNorm(16, 16), nn.SiLU(), HalvingMean())._is_product()
     assert not Block(Conv3x3(1, 16), nn.GroupNorm(16, 16), relu, nn.MaxPool2d(2))._is_product()
+
+
+def test_as_many_maps_go_together_of_every_width() -> None:
+    few = {width: ConvNet((1, 8, 8), 2, width=width).points_at_a_time() for width in (32, 64, 128, 256)}
+    assert few == {32: 4 * CHUNK, 64: 2 * CHUNK, 128: CHUNK, 256: CHUNK}
