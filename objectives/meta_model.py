@@ -43,6 +43,8 @@ class UnrolledTraining(Objective):
         real_size: real points a group for the outer loss; None takes all of them.
         real_precision: in what the convolutions of real points are multiplied: "full", "bfloat16", which is much faster where the
             device does it natively, or "auto", bfloat16 there and full elsewhere.
+        inner_precision: the same of synthetic points, in the steps of SGD and where these are differentiated. What is rounded is
+            far below what another learner would change.
         augment: whether inner batches are augmented, each step with a seed of its own.
         zero_head: whether the head of a learner begins at zero. Its random outputs, which a short training does not forget, are
             then no noise in the gradient.
@@ -65,6 +67,7 @@ class UnrolledTraining(Objective):
     inner_batch: int | None = None
     real_size: int | None = 64
     real_precision: Precision = "full"
+    inner_precision: Precision = "full"
     augment: bool = False
     zero_head: bool = False
     platt: bool = False
@@ -80,6 +83,7 @@ class UnrolledTraining(Objective):
             if getattr(self, field) is not None:
                 check_count(field, getattr(self, field))
         check_precision("real_precision", self.real_precision)
+        check_precision("inner_precision", self.inner_precision)
         require(
             self.pool is None or not self.lr_per_step,
             "pool keeps learners beyond inner_steps, for which lr_per_step has no step sizes: leave one of the two out.",
@@ -115,6 +119,7 @@ class UnrolledTraining(Objective):
             self.momentum,
             self.weight_decay,
             step_augmentation(self.modality, self.inner_steps, rng) if self.augment else None,
+            self.inner_precision,
         )
         rates = self._rates().expand(self.inner_steps)
         trained, speed = continued(descent, theta, synthetic, rates, velocity=velocity)

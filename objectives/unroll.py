@@ -22,6 +22,7 @@ from torch.autograd.function import once_differentiable
 
 from datastill.backbones.base import Learner, call_with
 from datastill.backbones.batch import Batch, tensors_of, with_tensors
+from datastill.backbones.precision import Precision, convolved_in
 
 Tensors = list[Tensor] | tuple[Tensor, ...]
 
@@ -37,6 +38,7 @@ class Descent:
         weight_decay: w, at least 0.
         picks: for each step the positions of its mini-batch, or None for all points.
         augment: batch and step to batch, or None. Must be a pure function: it is replayed in the reverse pass.
+        precision: in what convolutions are multiplied, forth and back (`convolved_in`).
     """
 
     learner: Learner
@@ -45,6 +47,7 @@ class Descent:
     momentum: float = 0.0
     weight_decay: float = 0.0
     augment: Callable[[Batch, int], Batch] | None = None
+    precision: Precision = "full"
 
     def gradient(
         self, step: int, names: Sequence[str], theta: Tensors, batch: Batch, *, differentiable: bool
@@ -54,7 +57,9 @@ class Descent:
         points = batch if pick is None else batch.take(pick)
         if self.augment is not None:
             points = self.augment(points, step)
-        loss = self.loss(call_with(self.learner, dict(zip(names, theta)), points.inputs), points.targets)
+        with convolved_in(self.precision):
+            outputs = call_with(self.learner, dict(zip(names, theta)), points.inputs)
+        loss = self.loss(outputs, points.targets)
         grads = torch.autograd.grad(loss, theta, create_graph=differentiable, materialize_grads=True)
         return list(grads)
 
