@@ -47,7 +47,7 @@ class LearnerPool:
         self.max_age = max_age
         self.target_scale = target_scale
         self.protocol = Protocol(optimizer="adam", lr=lr)
-        self.ages = [position * max_age // size for position in range(size)]
+        self.ages = _spread(size, max_age)
         self._learners = [modality.learner(name, rng=rng) for _ in range(size)]
         self._optimizers = [make_optimizer(self.protocol, learner.parameters()) for learner in self._learners]
         self._now = 0
@@ -112,7 +112,7 @@ class UnrolledPool:
     ) -> None:
         self.fresh = fresh
         self.max_age = max_age
-        self.ages = [position * max_age // size for position in range(size)]
+        self.ages = _spread(size, max_age)
         self._states = [self._begun(rng) for _ in range(size)]
         self._now = 0
         self._ahead: tuple[_State, int] | None = None
@@ -163,3 +163,8 @@ class UnrolledPool:
 def _like(values: dict[str, Tensor], ours: dict[str, Tensor]) -> dict[str, Tensor]:
     """`values` on the devices of `ours`."""
     return {name: value.to(ours[name].device) for name, value in values.items()}
+
+
+def _spread(size: int, max_age: int) -> list[int]:
+    """First ages over the whole range, so that members are not all replaced at once."""
+    return [position * max_age // size for position in range(size)]

@@ -58,6 +58,7 @@ OBJECTIVES: dict[str, Callable[[], Objective]] = {
         teachers=2, teacher_steps=3, synthetic_limit=4, weight=0.1
     ),
     "unrolled": lambda: UnrolledTraining(inner_steps=4, inner_lr=0.1, real_size=5),
+    "unrolled/bfloat16": lambda: UnrolledTraining(inner_steps=4, inner_lr=0.1, real_size=5, inner_precision="bfloat16"),
     "unrolled/dd": lambda: UnrolledTraining(
         inner_steps=3, inner_lr=0.1, lr_per_step=True, momentum=0.5, inner_batch=3, weight_decay=0.01, augment=True
     ),

@@ -29,6 +29,9 @@ OBJECTIVES: dict[str, Callable[..., Objective]] = {
     "feature-regression": lambda **kind: FeatureRegression(pool=2, real_size=4, ridge=1e-2, **kind),
     "kernel-ridge": lambda **kind: KernelRidge(kernel="features", learners=2, real_size=4, ridge=1e-1, **kind),
     "unrolled": lambda **kind: UnrolledTraining(inner_steps=2, inner_lr=0.1, real_size=4, **kind),
+    "unrolled, inner": lambda *, real_precision: UnrolledTraining(
+        inner_steps=2, inner_lr=0.1, real_size=4, inner_precision=real_precision
+    ),
 }
 
 
@@ -76,6 +79,22 @@ def test_rounding_is_far_below_what_another_batch_changes() -> None:
     assert ((full - rounded).norm(dim=1) < 0.05 * (full - other).norm(dim=1)).all()
 
 
+def test_rounding_an_unrolled_training_is_far_below_what_another_network_changes() -> None:
+    def gradient(number: int, precision: Any) -> torch.Tensor:
+        modality = images()
+        summary = modality.summary([3, 3], rng=generator("summary"))
+        one = UnrolledTraining(
+            learner="convnet-w32", inner_steps=8, inner_lr=0.03, momentum=0.9, inner_precision=precision
+        )
+        one.start(modality, summary)
+        (slope,) = torch.autograd.grad(one.loss(generator("loss", number)), list(summary.parameters()))
+        return slope
+
+    full, rounded, other = gradient(0, "full"), gradient(0, "bfloat16"), gradient(1, "full")
+    assert not torch.equal(full, rounded)
+    assert (full - rounded).norm() < 0.1 * (full - other).norm()
+
+
 def test_convolutions_of_many_channels_alone_are_rounded() -> None:
     """Against a convolution in float64 of inputs and weights that are rounded here."""
     with isolated(0):
@@ -113,7 +132,7 @@ def test_every_network_of_convolutions_takes_it(name: str) -> None:
 
 @pytest.mark.parametrize("make", OBJECTIVES.values(), ids=OBJECTIVES)
 def test_an_unknown_precision_is_refused(make: Callable[..., Objective]) -> None:
-    with pytest.raises(InputError, match=r"real_precision.*'half'.*full"):
+    with pytest.raises(InputError, match=r"(real|inner)_precision.*'half'.*full"):
         make(real_precision="half")
 
 
