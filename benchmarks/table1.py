@@ -49,10 +49,15 @@ def known_rows() -> list[str]:
 
 
 def prepared(
-    name: str, width: int, steps: int | None, changes: Mapping[str, Any], storage: Mapping[str, Any]
+    name: str,
+    width: int,
+    steps: int | None,
+    changes: Mapping[str, Any],
+    storage: Mapping[str, Any],
+    lr: float | Mapping[str, float] | None = None,
 ) -> Recipe:
-    """The recipe for images, its network (if it has one and names none) of `width` filters, with `steps` outer steps, those
-    settings of `changes` that its objective has, and `storage` among the options of its summary."""
+    """The recipe for images, its network (if it has one and names none) of `width` filters, with `steps` outer steps of rate
+    `lr`, those settings of `changes` that its objective has, and `storage` among the options of its summary."""
     recipe = recipes[name].on("image")
     fields = (
         {} if recipe.objective is None else {f.name for f in dataclasses.fields(find("objectives", recipe.objective))}
@@ -62,8 +67,8 @@ def prepared(
         settings["learner"] = f"convnet-w{width}"
     settings |= {key: value for key, value in changes.items() if key in fields}
     changed: dict[str, Any] = {"settings": settings, "summary": {**recipe.summary, **storage}}
-    if steps is not None and recipe.objective is not None:
-        changed["steps"] = steps
+    if recipe.objective is not None:
+        changed |= {key: value for key, value in (("steps", steps), ("lr", lr)) if value is not None}
     return dataclasses.replace(recipe, **changed)
 
 
@@ -173,6 +178,7 @@ def main() -> None:
     parser.add_argument("--data", default=str(DATA / "images" / "MNIST"), help="as --data of `datastill image`")
     parser.add_argument("--protocol", help="in place of each recipe's own; 'library' is the library's")
     parser.add_argument("--steps", type=int, help="outer steps in place of each recipe's")
+    parser.add_argument("--lr", type=parsed, help="in place of each recipe's: a number, or JSON with one for each role")
     parser.add_argument("--width", type=int, default=128, help="filters of the networks that distil")
     parser.add_argument(
         "--set", nargs="+", default=[], metavar="NAME=VALUE", help="settings, for objectives that have them"
@@ -200,7 +206,7 @@ def main() -> None:
     modality = image_data(options.data).to(options.device)
     for row in options.rows:
         name, _, ipc = row.partition(":")
-        recipe = prepared(name, options.width, options.steps, changes, storage)
+        recipe = prepared(name, options.width, options.steps, changes, storage, options.lr)
         protocol = options.protocol or PROTOCOLS.get(recipe.protocol or "", recipe.protocol or "dsa")
         settings = {
             "data": Path(options.data).name,
@@ -213,6 +219,8 @@ def main() -> None:
         }
         if options.learners is not None:  # else the protocol's
             settings["learners"] = options.learners
+        if options.lr is not None:  # else the recipe's
+            settings["lr"] = options.lr
         settings = json.loads(json.dumps(settings))
         if content["rows"].get(row, {}).get("options") != settings:
             print(f"{row} ...", flush=True)
