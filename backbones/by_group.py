@@ -104,7 +104,7 @@ def passes(sizes: Sequence[int], most: int) -> Iterator[tuple[slice, int]]:
 
 
 _CHANNELS = 128
-"""Of so many and more, a grouped convolution is slower than one after the other; below it is 1.5 to 4 times as fast."""
+"""Of so many and more, a grouped convolution is slower than one after the other; of fewer it is faster."""
 
 
 class _WeightSlopes(torch.autograd.Function):

@@ -88,8 +88,7 @@ RECIPES = [
         protocol="linba",
         modalities=("image",),
         objective="unrolled",
-        # Twice the steps of "bptt", as images are taken in turn. Of wide networks a few steps do what many do of narrow ones, and
-        # vary less.
+        # Twice the steps of "bptt", as images are taken a hundred at a time.
         settings={**_QUICK, "learner": "convnet-w64", "inner_steps": 20, "inner_batch": 100, "inner_precision": "auto"},
         summary={"storage": "bases", "bases": 16, "downscale": 2, "init": "kmeans", "clamp": False},
         steps=750,
