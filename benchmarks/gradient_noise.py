@@ -38,7 +38,7 @@ RECIPES = ("kip", "rfad", "dm", "dc", "frepo", "bptt")
 def measured(modality: Modality, name: str, options: argparse.Namespace) -> dict[str, Any]:
     """The signal of one recipe's gradient after so many steps, and the seconds that a gradient takes."""
     changes = {"real_size": options.real_size}
-    recipe = prepared(name, options.width, options.steps, changes, {"init": "kmeans"})
+    recipe = prepared(name, options.width, changes, {"init": "kmeans"}, steps=options.steps)
     recipe = dataclasses.replace(recipe, validate_every=0)  # the last step is looked at, and not the best
     result = run_recipe(modality, [options.per_class] * modality.num_groups, recipe, progress=False)
     began = time.process_time()

@@ -39,6 +39,7 @@ from datastill.registry import find
 from datastill.rng import generator
 
 LIBRARY = "library"  # in place of a published protocol: the library's own
+OUTER = ("steps", "lr", "validate_every", "validator")  # fields of a recipe that are options here
 PROTOCOLS = {"dc": "dc-mnist"}  # the protocol that a paper has for MNIST alone
 
 
@@ -51,13 +52,13 @@ def known_rows() -> list[str]:
 def prepared(
     name: str,
     width: int,
-    steps: int | None,
     changes: Mapping[str, Any],
     storage: Mapping[str, Any],
-    lr: float | Mapping[str, float] | None = None,
+    **outer: Any,
 ) -> Recipe:
-    """The recipe for images, its network (if it has one and names none) of `width` filters, with `steps` outer steps of rate
-    `lr`, those settings of `changes` that its objective has, and `storage` among the options of its summary."""
+    """The recipe for images, its network (if it has one and names none) of `width` filters, with those settings of `changes`
+    that its objective has, `storage` among the options of its summary and, of `outer`, such fields of the recipe as its rate or
+    what validates, where they are not None."""
     recipe = recipes[name].on("image")
     fields = (
         {} if recipe.objective is None else {f.name for f in dataclasses.fields(find("objectives", recipe.objective))}
@@ -68,7 +69,7 @@ def prepared(
     settings |= {key: value for key, value in changes.items() if key in fields}
     changed: dict[str, Any] = {"settings": settings, "summary": {**recipe.summary, **storage}}
     if recipe.objective is not None:
-        changed |= {key: value for key, value in (("steps", steps), ("lr", lr)) if value is not None}
+        changed |= {key: value for key, value in outer.items() if value is not None}
     return dataclasses.replace(recipe, **changed)
 
 
@@ -179,6 +180,8 @@ def main() -> None:
     parser.add_argument("--protocol", help="in place of each recipe's own; 'library' is the library's")
     parser.add_argument("--steps", type=int, help="outer steps in place of each recipe's")
     parser.add_argument("--lr", type=parsed, help="in place of each recipe's: a number, or JSON with one for each role")
+    parser.add_argument("--validate-every", type=int, metavar="STEPS", help="in place of each recipe's")
+    parser.add_argument("--validator", metavar="LEARNER", help="what validation trains, in place of each recipe's")
     parser.add_argument("--width", type=int, default=128, help="filters of the networks that distil")
     parser.add_argument(
         "--set", nargs="+", default=[], metavar="NAME=VALUE", help="settings, for objectives that have them"
@@ -203,10 +206,11 @@ def main() -> None:
         {key: parsed(value) for key, _, value in (pair.partition("=") for pair in pairs)}
         for pairs in (options.set, options.summary)
     )
+    outer = {key: getattr(options, key) for key in OUTER}
     modality = image_data(options.data).to(options.device)
     for row in options.rows:
         name, _, ipc = row.partition(":")
-        recipe = prepared(name, options.width, options.steps, changes, storage, options.lr)
+        recipe = prepared(name, options.width, changes, storage, **outer)
         protocol = options.protocol or PROTOCOLS.get(recipe.protocol or "", recipe.protocol or "dsa")
         settings = {
             "data": Path(options.data).name,
@@ -219,8 +223,9 @@ def main() -> None:
         }
         if options.learners is not None:  # else the protocol's
             settings["learners"] = options.learners
-        if options.lr is not None:  # else the recipe's
-            settings["lr"] = options.lr
+        settings |= {
+            key: value for key, value in outer.items() if value is not None and key != "steps"
+        }  # else the recipe's
         settings = json.loads(json.dumps(settings))
         if content["rows"].get(row, {}).get("options") != settings:
             print(f"{row} ...", flush=True)
