@@ -39,7 +39,8 @@ from datastill.registry import find
 from datastill.rng import generator
 
 LIBRARY = "library"  # in place of a published protocol: the library's own
-OUTER = ("steps", "lr", "validate_every", "validator")  # fields of a recipe that are options here
+# Fields of a recipe that are options here.
+OUTER = ("steps", "lr", "validate_every", "validator", "validation_protocol")
 PROTOCOLS = {"dc": "dc-mnist"}  # the protocol that a paper has for MNIST alone
 
 
@@ -182,6 +183,9 @@ def main() -> None:
     parser.add_argument("--lr", type=parsed, help="in place of each recipe's: a number, or JSON with one for each role")
     parser.add_argument("--validate-every", type=int, metavar="STEPS", help="in place of each recipe's")
     parser.add_argument("--validator", metavar="LEARNER", help="what validation trains, in place of each recipe's")
+    parser.add_argument(
+        "--validation-protocol", metavar="NAME", help="how it is trained then, in place of each recipe's"
+    )
     parser.add_argument("--width", type=int, default=128, help="filters of the networks that distil")
     parser.add_argument(
         "--set", nargs="+", default=[], metavar="NAME=VALUE", help="settings, for objectives that have them"

@@ -15,12 +15,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from datastill import processes
+from datastill.backbones.training import Protocol
 from datastill.checkpoint import Checkpoints
-from datastill.errors import DivergenceError, check_count, check_device, require, unknown_name
+from datastill.errors import DivergenceError, check_count, check_device, require
 from datastill.modalities.base import Modality, Summary
 from datastill.objectives.base import Objective
 from datastill.outer import OptimizerFactory, OuterOptimizer, Rates, Schedule
 from datastill.rng import derive_seed, generator, isolated
+from datastill.validation import Validation
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,7 @@ def distill(
     seed: int = 0,
     validate_every: int | None = None,
     validator: str | None = None,
+    validation_protocol: str | Protocol | None = None,
     validation_seeds: int = 1,
     select_on: Literal["summary", "export"] = "summary",
     nbytes: int | None = None,
@@ -126,7 +129,9 @@ def distill(
         clip: largest gradient norm of a role.
         seed: of everything random in the run.
         validate_every: steps between validations; None is a tenth of the run, 0 is never (the last summary is kept).
-        validator: learner or kernel that is trained for validation; None takes the modality's evaluator.
+        validator: learner or kernel that is trained for validation; None takes the protocol's, or the modality's evaluator.
+        validation_protocol: how it is trained, as the `protocol` of `evaluate`; None is the modality's own way. Where summaries
+            will be trained on in another way than that, select by it: which step is best can depend on the training.
         validation_seeds: trainings a validation, averaged; the same seeds at every validation.
         select_on: whether validation trains on the summary itself or on what `export` makes of it.
         nbytes: most bytes that the export of the selected summary may take; None is no limit. A summary that takes more is
@@ -145,16 +150,12 @@ def distill(
     check_count("steps", steps)
     check_count("seed", seed, least=0)
     check_device(device)
-    check_count("validation_seeds", validation_seeds)
     require(
         validate_every is None or (isinstance(validate_every, int) and validate_every >= 0),
         f"validate_every must be None, 0 or a positive integer, got {validate_every!r}.",
     )
-    require(select_on in ("summary", "export"), f"select_on must be 'summary' or 'export', got {select_on!r}.")
-    if validator is not None and not modality.knows(validator):
-        raise unknown_name(
-            f"{modality.kind} learner", validator, (*modality.learners, *modality.kernels, *modality.fitted)
-        )
+    validation = Validation(modality, validator, validation_protocol, validation_seeds, select_on)
+    validation.check()
     if validate_every != 0:
         modality.check_split("validation")
     if nbytes is not None:
@@ -182,9 +183,7 @@ def distill(
         clip=clip,
         steps=steps,
     )
-    run = _Run(
-        modality, summary, objective, outer, seed, steps, validator, validation_seeds, select_on, nbytes, callbacks
-    )
+    run = _Run(modality, summary, objective, outer, seed, steps, validation, nbytes, callbacks)
     checkpoints = None
     if folder is not None:
         identity = {
@@ -193,7 +192,7 @@ def distill(
             "summary": {name: list(value.shape) for name, value in summary.state_dict().items()},
             "target": modality.fingerprint(),
             "optimizer": repr((type(outer.optimizer).__name__, outer.rates, momentum, schedule, outer.alternate, clip)),
-            "validation": repr((every, validator, validation_seeds, select_on)),
+            "validation": repr((every, *validation.identity())),
             "seed": seed,
             "steps": steps,
             **({} if nbytes is None else {"nbytes": nbytes}),
@@ -242,16 +241,13 @@ class _Run:
         outer: OuterOptimizer,
         seed: int,
         steps: int,
-        validator: str | None,
-        validation_seeds: int,
-        select_on: str,
+        validation: Validation,
         nbytes: int | None,
         callbacks: Sequence[Callback],
     ) -> None:
         self.modality, self.summary, self.objective, self.outer = modality, summary, objective, outer
         self.seed, self.steps, self.callbacks = seed, steps, callbacks
-        self.validator, self.validation_seeds, self.select_on = validator, validation_seeds, select_on
-        self.nbytes = nbytes
+        self.validation, self.nbytes = validation, nbytes
         self.step = 0
         self.seconds = 0.0
         self.history: list[dict[str, Any]] = []
@@ -342,15 +338,7 @@ class _Run:
     def _validate(self, began: float) -> float:
         self.objective.settle()
         takes = self._bytes()
-        with torch.no_grad():
-            batch = self.modality.read(self.summary.export()) if self.select_on == "export" else self.summary().detach()
-        scores = []
-        for number in range(self.validation_seeds):
-            with isolated(derive_seed(self.seed, "validation", number)):
-                rng = generator(self.seed, "validation", number)
-                predictor = self.modality.fit(batch, self.validator, rng=rng)
-                scores.append(self.modality.score(predictor, "validation")[self.modality.metric])
-        score = processes.agree(sum(scores) / len(scores))
+        score = self.validation.score(self.summary, seed=self.seed, learned=self.objective.learned())
         if self._fits(takes) and (self.best_score is None or score > self.best_score):
             self.best_score = score
             self._keep()

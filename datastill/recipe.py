@@ -34,7 +34,8 @@ class Recipe:
         alternate: parameter groups that take turns.
         clip: largest gradient norm.
         validate_every: steps between validations; None is a tenth of the run.
-        validator: learner or kernel that validates; None is the modality's evaluator.
+        validator: learner or kernel that validates; None is the protocol's, or the modality's evaluator.
+        validation_protocol: the published protocol by which it is trained; None is the modality's own way.
         validation_seeds: trainings a validation.
         select_on: "summary" or "export".
         overrides: other values of any of these fields, by kind of data.
@@ -60,6 +61,7 @@ class Recipe:
     clip: float | None = None
     validate_every: int | None = None
     validator: str | None = None
+    validation_protocol: str | None = None
     validation_seeds: int = 1
     select_on: Literal["summary", "export"] = "summary"
     overrides: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -96,7 +98,7 @@ class Recipe:
     def loop_options(self) -> dict[str, Any]:
         """The arguments of `distill` that the recipe decides."""
         outer = ("steps", "optimizer", "lr", "momentum", "schedule", "alternate", "clip")
-        selection = ("validate_every", "validator", "validation_seeds", "select_on")
+        selection = ("validate_every", "validator", "validation_protocol", "validation_seeds", "select_on")
         return {name: getattr(self, name) for name in outer + selection}
 
 

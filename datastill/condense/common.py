@@ -24,7 +24,8 @@ from datastill.objectives.coresets import COMPOSED, METHODS, VECTORS, RealPoints
 from datastill.objectives.teachers import Teachers
 from datastill.recipe import Recipe
 from datastill.recipebook import recipes
-from datastill.rng import derive_seed, generator, isolated
+from datastill.rng import derive_seed, generator
+from datastill.validation import Validation
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -82,7 +83,8 @@ def run_recipe(
     heard = [*log, *callbacks]
     if recipe.objective is None:
         modality.to(device)
-        result = choose_points(modality, counts, seed=seed, validator=recipe.validator, callbacks=heard, **start)
+        validation = Validation(modality, recipe.validator, recipe.validation_protocol)
+        result = choose_points(modality, counts, seed=seed, validation=validation, callbacks=heard, **start)
     else:
         summary, objective = first_summary(modality, counts, seed=seed, **start), recipe.make_objective()
         modality.to(processes.local_device(device))
@@ -170,7 +172,7 @@ def choose_points(
     space: str = VECTORS,
     parts: Mapping[str, Any] | None = None,
     labels: str = "own",
-    validator: str | None = None,
+    validation: Validation | None = None,
     callbacks: Sequence[Callback] = (),
     **options: Any,
 ) -> Result:
@@ -184,7 +186,7 @@ def choose_points(
         space: of features, or the learner.
         parts: options of the method.
         labels: "own", or "teacher": distributions that a network gives which was trained on all points.
-        validator: learner or kernel that is trained for the score; None takes the modality's evaluator.
+        validation: how the points are scored; None takes the modality's evaluator.
         callbacks: told of the score, and of the end.
         options: of the modality's summary, for points with labels of a teacher.
     """
@@ -201,11 +203,7 @@ def choose_points(
     else:
         dataset = coreset(modality, counts, method=init, space=space, seed=seed, **(parts or {}))
         summary = RealPoints(modality, dataset)
-    with torch.no_grad():
-        batch = summary().to(modality.device)
-    with isolated(derive_seed(seed, "validation")):
-        predictor = modality.fit(batch, validator, rng=generator(seed, "validation"))
-        score = modality.score(predictor, "validation")[modality.metric]
+    score = (validation or Validation(modality)).score(summary, seed=seed)
     record = {"step": 0, "score": score, "seconds": round(time.perf_counter() - began, 3)}
     for kind in ("validation", "end"):
         for callback in callbacks:
