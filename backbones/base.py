@@ -18,7 +18,7 @@ from datastill.backbones.batch import Batch, Inputs, take
 from datastill.backbones.losses import Loss, slopes_of
 from datastill.backbones.outer import Outer, by_block
 from datastill.backbones.precision import Precision, convolved_in
-from datastill.backbones.ridge import ridge_solve
+from datastill.backbones.ridge import linear_gram, ridge_solve
 from datastill.backbones.steps import stepper
 
 Predictor: TypeAlias = Callable[[Inputs], Tensor]
@@ -213,7 +213,7 @@ class KernelMachine:
         self.ridge = ridge
 
     def __call__(self, inputs: Inputs) -> Tensor:
-        return self.kernel(inputs, self.support) @ self.coefficients
+        return self.kernel(inputs, self.support).to(self.coefficients.dtype) @ self.coefficients
 
 
 class FeatureKernel(Kernel):
@@ -242,14 +242,17 @@ class FeatureKernel(Kernel):
 
     def __call__(self, a: Inputs, b: Inputs) -> Tensor:
         left = self._features(a)
-        return self._products(left, left if a is b else self._features(b))
+        return self._gram(left) if a is b else self._products(left, self._features(b))
 
     def both(self, real: Inputs, ours: Inputs) -> tuple[Tensor, Tensor]:
         """As every kernel's, with the features of `ours` made once, and without gradients with respect to `real`."""
         mine = self._features(ours)
         with torch.no_grad(), convolved_in(self.real_precision):
             theirs = self._features(real)
-        return self._products(mine, mine), self._products(theirs, mine)
+        return self._gram(mine), self._products(theirs, mine)
+
+    def _gram(self, features: Tensor) -> Tensor:
+        return self.weight_variance / features.shape[1] * linear_gram(features) + self.bias_variance
 
     def _products(self, left: Tensor, right: Tensor) -> Tensor:
         return self.weight_variance / left.shape[1] * left @ right.T + self.bias_variance

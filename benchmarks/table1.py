@@ -115,7 +115,7 @@ def distilled(
     """The scores of `options.runs` distillations."""
     runs = []
     # A published score stands beside what was measured on the same data by the same protocol, and beside nothing else.
-    comparable = Path(options.data).name == "MNIST" and options.protocol is None
+    comparable = Path(options.data).name == "MNIST" and options.protocol is None and recipe.protocol is not None
     for run in range(options.runs):
         began = time.perf_counter()
         out = folder / f"{recipe.name}-{ipc}-{run}"

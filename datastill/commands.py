@@ -24,6 +24,7 @@ _SCORING = (
     "learners",
     "protocol",
     "baselines",
+    "baseline_space",
     "out",
     "memory",
 )  # options that do not change what is distilled
@@ -53,6 +54,7 @@ def condense(kind: str, arguments: Sequence[str]) -> None:
 
     from datastill import artifact, memory, processes
     from datastill.evaluation import baseline_methods, evaluate
+    from datastill.objectives.coresets import check_space
 
     with memory.limit(options["memory"]):
         baselines = _baselines(options["baselines"])
@@ -62,6 +64,7 @@ def condense(kind: str, arguments: Sequence[str]) -> None:
         job = function.job(**found, **chosen, out=folder, progress=not options["quiet"])
         if options["protocol"] is not None:
             job.modality.published_protocol(options["protocol"])
+        check_space(job.modality, options["baseline_space"])
         if job.modality.scope():
             print(f"Scope: {job.modality.scope()}.")
         result = job.run()
@@ -74,6 +77,7 @@ def condense(kind: str, arguments: Sequence[str]) -> None:
                 seeds=options["seeds"],
                 learners=_listed(options["learners"]),
                 baselines=baselines,
+                baseline_space=options["baseline_space"],
                 protocol=options["protocol"],
                 progress=not options["quiet"] and processes.is_main(),
             )
@@ -117,6 +121,7 @@ def evaluate_run(arguments: Sequence[str]) -> None:
             seeds=options["seeds"],
             learners=_listed(options["learners"]),
             baselines=_baselines(options["baselines"]),
+            baseline_space=options["baseline_space"],
             protocol=options["protocol"],
             progress=not options["quiet"],
         )
@@ -204,6 +209,12 @@ def _add_evaluation(parser: Parser) -> None:
         default=None,
         help="real points scored beside the summary and the full data, as a,b out of random, herding, k-center, kmeans-real, "
         "forgetting, correct, confident and rded; none leaves them and the full data out; default: random",
+    )
+    parser.add_argument(
+        "--baseline-space",
+        type=str,
+        default="vectors",
+        help="a learner, in whose features after training they are chosen; default: vectors, those of the data",
     )
     parser.add_argument(
         "--protocol",

@@ -17,7 +17,7 @@ from datastill.backbones.training import Protocol
 from datastill.errors import InputError, check_count, require, unknown_name
 from datastill.loop import Result
 from datastill.modalities.base import Modality, Size, Summary
-from datastill.objectives.coresets import COMPOSED, METHODS, coreset
+from datastill.objectives.coresets import COMPOSED, METHODS, VECTORS, check_space, coreset
 from datastill.rng import derive_seed, generator, isolated
 from datastill.rules import Rules
 
@@ -119,6 +119,7 @@ def evaluate(
     learners: Sequence[str] | None = None,
     seeds: int = 5,
     baselines: bool | Sequence[str] = True,
+    baseline_space: str = VECTORS,
     protocol: str | Protocol | None = None,
     seed: int = 0,
     progress: bool = True,
@@ -138,6 +139,8 @@ def evaluate(
             "k-center", "kmeans-real", "forgetting", "correct", "confident", "rded") whose subsets are scored beside the full
             data. The full data are left out for a kernel whose Gram matrix they would be too many for
             (`Modality.compares_full`).
+        baseline_space: of the features by which these methods choose, or the learner that some of them train: the `space` of
+            `coreset`. Recipes of images, such as "herding", choose in that of a trained "convnet".
         protocol: how to train. A name of `modality.published`, such as "dsa" of images, follows a paper's rules, but never
             selects on test data; a `Protocol` holds for every learner; None is the modality's own for each learner.
         seed: of everything random.
@@ -165,6 +168,7 @@ def evaluate(
             raise unknown_name(f"{target.kind} learner", name, (*target.learners, *target.kernels, *target.fitted))
 
     methods = baseline_methods(baselines)
+    check_space(target, baseline_space)
     target.check_split("test")
 
     # Each entry: what it is, its batch for a seed, its size, and whether seeds change it.
@@ -183,7 +187,7 @@ def evaluate(
     sources.append((label, lambda _: exported, target.size(data), False))
     counts = torch.bincount(groups.cpu(), minlength=target.num_groups).tolist()
     for method in methods:
-        subsets = _Subsets(target, counts, method, seed)
+        subsets = _Subsets(target, counts, method, baseline_space, seed)
         sources.append((f"{method} subset", subsets.batch, target.size(subsets(0)), subsets.vary))
     if methods:
         sources.append(("full data", lambda _: target.full(), target.full_size(), False))
@@ -233,8 +237,8 @@ def baseline_methods(baselines: bool | Sequence[str]) -> tuple[str, ...]:
 class _Subsets:
     """Real points of the same counts as a summary's, another draw for each seed unless that takes a training."""
 
-    def __init__(self, modality: Modality, counts: Sequence[int], method: str, seed: int) -> None:
-        self.modality, self.counts, self.method, self.seed = modality, counts, method, seed
+    def __init__(self, modality: Modality, counts: Sequence[int], method: str, space: str, seed: int) -> None:
+        self.modality, self.counts, self.method, self.space, self.seed = modality, counts, method, space, seed
         self.drawn: dict[int, Any] = {}
 
     @property
@@ -252,7 +256,7 @@ class _Subsets:
             number = 0
         if number not in self.drawn:
             seed = derive_seed(self.seed, "subset", number)
-            self.drawn[number] = coreset(self.modality, self.counts, method=self.method, seed=seed)
+            self.drawn[number] = coreset(self.modality, self.counts, method=self.method, space=self.space, seed=seed)
         return self.drawn[number]
 
 

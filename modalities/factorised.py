@@ -114,6 +114,9 @@ class FactorisedSummary(Summary):
         self.coefficients.copy_(coefficients)
         self.bases.copy_(basis)
 
+    def plan(self, steps: int) -> None:
+        self.inner.plan(steps)
+
     def penalty(self) -> Tensor | None:
         with self._whole():
             return self.inner.penalty()

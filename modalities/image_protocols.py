@@ -52,12 +52,22 @@ PUBLISHED: dict[str, Published] = {
     ),
     "dsa": _DSA,
     "dm": dataclasses.replace(_DSA, paper="Zhao & Bilen, WACV 2023, arXiv 2110.04181"),
+    "cafe": dataclasses.replace(_DSA, paper="Wang et al., CVPR 2022, arXiv 2203.01531"),
     "mtt": Published(
         paper="Cazenavette et al., CVPR 2022, arXiv 2203.11932",
         learner="convnet-w128",
         training=dataclasses.replace(_HALVES, augment="dsa"),
         learned_lr=True,
         selection="best of all evaluations during distillation, by test accuracy",
+        differs="ZCA whitening, where the paper used it, belongs to the target dataset",
+    ),
+    "datm": Published(
+        paper="Guo et al., ICLR 2024, arXiv 2310.05773",
+        learner="convnet-w128",
+        training=dataclasses.replace(_HALVES, batch_size=128, augment="dsa"),
+        learned_lr=True,
+        selection="best of all evaluations during distillation, by test accuracy",
+        trainings=1,
         differs="ZCA whitening, where the paper used it, belongs to the target dataset",
     ),
     "idc": Published(

@@ -6,11 +6,12 @@ codes begin at inversions of real images. It wraps a summary of any modality, so
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from datastill.errors import InputError, check_count, require
 from datastill.modalities.base import Batch, Summary
@@ -102,8 +103,31 @@ class LatentSummary(Summary):
 
     def forward(self, rng: torch.Generator | None = None) -> Batch:
         """The points, differentiable in the codes."""
-        batch: Batch = functional_call(self.points, {self.name: self._decoded()}, (rng,))
-        return batch
+        with self._in_place():
+            batch: Batch = self.points(rng)
+            return batch
+
+    @contextmanager
+    def _in_place(self) -> Iterator[None]:
+        """The wrapped summary with what the decoder makes as its parameter."""
+        path, _, attribute = self.name.rpartition(".")
+        owner = self.points.get_submodule(path)
+        parameter = owner._parameters.pop(attribute)
+        setattr(owner, attribute, self._decoded())
+        try:
+            yield
+        finally:
+            delattr(owner, attribute)
+            owner._parameters[attribute] = parameter
+
+    def plan(self, steps: int) -> None:
+        """The wrapped summary's."""
+        self.points.plan(steps)
+
+    def penalty(self) -> Tensor | None:
+        """The wrapped summary's, of the decoded points."""
+        with self._in_place():
+            return self.points.penalty()
 
     @torch.no_grad()
     def export(self) -> Any:

@@ -89,21 +89,30 @@ def choose(
     method: str,
     space: str = VECTORS,
     rng: torch.Generator,
+    teachers: Teachers | None = None,
     **options: Any,
 ) -> Tensor:
     """Positions in `modality.full()` of the points of a coreset, in order of groups; see `coreset`.
 
     They may be handed to `modality.summary` as `init`. So may what a method of `COMPOSED` gives, which need not be positions.
+    Methods that ask a trained learner ask `teachers`, if given.
     """
     if method not in METHODS and method not in COMPOSED:
         raise unknown_name("coreset method", method, (*METHODS, *COMPOSED))
+    check_space(modality, space)
+    modality.check_supply(counts)
+    if method not in COMPOSED:
+        require(not options, f"method={method!r} of coresets has no options, got {', '.join(options)}.")
+    if method in _TAUGHT:
+        options["teachers"] = teachers or Teachers(modality, None if space == VECTORS else space, seed=fork(rng))
+    chooser: Callable[..., Tensor] = {**METHODS, **COMPOSED}[method]
+    return chooser(modality, counts, space, rng, **options)
+
+
+def check_space(modality: Modality, space: str) -> None:
+    """Raise `InputError` if `space` is not one that `coreset` takes on this modality."""
     if space != VECTORS and space not in modality.learners and not modality.knows(space):
         raise unknown_name("space of a coreset", space, (VECTORS, *modality.learners))
-    modality.check_supply(counts)
-    if method in COMPOSED:
-        return COMPOSED[method](modality, counts, space, rng, **options)
-    require(not options, f"method={method!r} of coresets has no options, got {', '.join(options)}.")
-    return METHODS[method](modality, counts, space, rng)
 
 
 class RealPoints(Summary):
@@ -253,19 +262,19 @@ def _correct(modality: Modality, counts: Sequence[int], space: str, rng: torch.G
     return _lowest(modality, counts, wrong.float(), rng)
 
 
-def _confident(modality: Modality, counts: Sequence[int], space: str, rng: torch.Generator) -> Tensor:
-    return _lowest(modality, counts, _teachers(modality, space, rng).losses(modality.full()).cpu(), rng)
+def _confident(
+    modality: Modality, counts: Sequence[int], space: str, rng: torch.Generator, *, teachers: Teachers
+) -> Tensor:
+    return _lowest(modality, counts, teachers.losses(modality.full()).cpu(), rng)
 
 
-def _best(modality: Modality, counts: Sequence[int], space: str, rng: torch.Generator, **options: Any) -> Tensor:
-    return modality.best(counts, _teachers(modality, space, rng).losses, rng=rng, **options)
+def _best(
+    modality: Modality, counts: Sequence[int], space: str, rng: torch.Generator, *, teachers: Teachers, **options: Any
+) -> Tensor:
+    return modality.best(counts, teachers.losses, rng=rng, **options)
 
 
-def _teachers(modality: Modality, space: str, rng: torch.Generator) -> Teachers:
-    return Teachers(modality, None if space == VECTORS else space, seed=fork(rng))
-
-
-METHODS: dict[str, Callable[[Modality, Sequence[int], str, torch.Generator], Tensor]] = {
+METHODS: dict[str, Callable[..., Tensor]] = {
     "random": _random,
     "herding": _in_space(lambda points, count, rng: herd(points, count)),
     "k-center": _in_space(lambda points, count, rng: spread(points, count)),
@@ -280,6 +289,8 @@ METHODS: dict[str, Callable[[Modality, Sequence[int], str, torch.Generator], Ten
 
 COMPOSED: dict[str, Callable[..., Tensor]] = {"rded": _best}
 """How points can be put together from parts of real ones, by name."""
+
+_TAUGHT = ("confident", "rded")
 
 
 @torch.no_grad()

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from datastill.backbones.batch import Batch
 from datastill.backbones.precision import Precision, check_precision, convolved_in
-from datastill.backbones.ridge import ridge_solve
+from datastill.backbones.ridge import linear_gram, ridge_solve
 from datastill.errors import check_count, require
 from datastill.modalities.base import Modality, Summary
 from datastill.objectives.base import Objective, RealBatches
@@ -48,8 +48,8 @@ class FeatureRegression(Objective):
         mirror: whether the regression trains on mirror images beside the synthetic points (`Modality.mirrored`).
         unit_outputs: targets are scaled by sqrt(this / outputs), as published for classes; None leaves them as they are. Learned
             labels are kept without that factor.
-        margin: weight of the label margin, which keeps the largest of each learned label 1/classes above the next one; it
-            does nothing where labels are fixed.
+        margin: weight of the label margin, which keeps the largest of each learned label 1/classes above the next one, beside
+            the squared error summed over outputs, as published; it does nothing where labels are fixed.
     """
 
     learner: str | None = None
@@ -109,11 +109,15 @@ class FeatureRegression(Objective):
         with torch.no_grad(), convolved_in(self.real_precision):
             theirs = net.embed(real.inputs).flatten(1)
         ours = net.embed(synthetic.inputs).flatten(1)
-        coefficients = ridge_solve(ours @ ours.T, self.modality.encode(synthetic.targets), self.ridge)
+        targets = self.modality.encode(synthetic.targets)
+        coefficients = ridge_solve(linear_gram(ours), targets, self.ridge)
         loss = self.modality.ridge_loss(theirs @ (ours.T @ coefficients), real.targets)
         # The prediction is linear in the labels, so that a factor of all targets is one of the squared error.
         loss = self._scale**2 * portion(loss, self.modality.weight(real))
-        return loss + self.margin * label_margin(self._scale * labels) if self._learns_labels else loss
+        if not self._learns_labels:
+            return loss
+        # The error is a mean over outputs, where the paper's is their sum.
+        return loss + self.margin / targets.shape[1] * label_margin(self._scale * labels)
 
     def after_step(self, rng: torch.Generator) -> None:
         with torch.no_grad():

@@ -65,8 +65,9 @@ class GradientMatching(Objective):
             one of each point's own; a name as in `Modality.augmenter` is another augmentation than the modality's (IDC).
         weighting: "uniform" (DC) or "size" (each group by its synthetic points over the largest group's, as in GCond).
         groups_per_step: groups matched at a step, in turn; a round of all of them counts as one match (IDC has 1). None is all.
-        contrast_networks: from this network on, counted from 0, the mean of all groups' gradients is matched by the gradient of
-            the whole summary (DCC); None never does so.
+        synthetic_limit: synthetic points of a group in a match, at most, another random choice each time (IDC); None is all.
+        contrast_after: from this step of the run on, counted from 0, the mean of all groups' gradients is matched by the gradient
+            of the whole summary (DCC, where it is a quarter of the run); None never does so.
         contrast_matches: the same from this match of every network on.
     """
 
@@ -87,7 +88,8 @@ class GradientMatching(Objective):
     augment: bool | str = False
     weighting: Literal["uniform", "size"] = "uniform"
     groups_per_step: int | None = None
-    contrast_networks: int | None = None
+    synthetic_limit: int | None = None
+    contrast_after: int | None = None
     contrast_matches: int | None = None
 
     name: ClassVar[str] = "gradient-matching"
@@ -100,15 +102,16 @@ class GradientMatching(Objective):
             ("real_size", 1),
             ("inner_real", 1),
             ("groups_per_step", 1),
-            ("contrast_networks", 0),
+            ("synthetic_limit", 1),
+            ("contrast_after", 0),
             ("contrast_matches", 0),
         ):
             if getattr(self, field) is not None:
                 check_count(field, getattr(self, field), least=least)
-        contrasts = self.contrast_networks is not None or self.contrast_matches is not None
+        contrasts = self.contrast_after is not None or self.contrast_matches is not None
         require(
             self.groups_per_step is None or not contrasts,
-            "groups_per_step must be None where all groups are matched together by contrast_networks or contrast_matches.",
+            "groups_per_step must be None where all groups are matched together by contrast_after or contrast_matches.",
         )
         require(0 <= self.inner_momentum < 1, f"inner_momentum must be in [0, 1), got {self.inner_momentum!r}.")
         require(
@@ -116,6 +119,12 @@ class GradientMatching(Objective):
         )
         check_precision("real_precision", self.real_precision)
         require(self.inner_lr > 0, f"inner_lr must be positive, got {self.inner_lr!r}.")
+        plain = self.inner_augment is False and self.inner_real == type(self).inner_real
+        require(
+            self.trained_on == "real" or plain,
+            "inner_augment and inner_real are of training on real points: leave them out, or set trained_on='real'. Training on "
+            "the summary augments as `augment` says.",
+        )
         for field, allowed in (
             ("distance", DISTANCES),
             ("trained_on", ("summary", "real")),
@@ -143,7 +152,7 @@ class GradientMatching(Objective):
         self._vary = modality.augmenter(chosen) if chosen else None
         self._net: Learner | None = None
         self._optimizer: torch.optim.Optimizer | None = None
-        self._matches = self._networks = self._turn = 0
+        self._matches = self._steps = self._turn = 0
 
     def footprint(self, modality: Modality, summary: Summary) -> int:
         return network_bytes(modality, summary, self.learner, real_size=self.real_size, kept=4, real="gradients")
@@ -158,7 +167,7 @@ class GradientMatching(Objective):
         if self.groups_per_step is not None:
             groups = groups[self._turn : self._turn + self.groups_per_step]
         real = self._real.share(rng, None if self.groups_per_step is None else groups)
-        synthetic = self._synthetic.take(rng)
+        synthetic = self._chosen(self._synthetic.take(rng), rng)
         seeds = [fork(rng) % 2**31 for _ in groups]
         contrast = self._contrasts()
         if contrast:  # all groups are one batch, with one augmentation
@@ -183,11 +192,20 @@ class GradientMatching(Objective):
             distances = distances * (self._counts[groups] / self._counts.max()).to(distances)
         return distances.sum()
 
+    def _chosen(self, batch: Batch, rng: torch.Generator) -> Batch:
+        """At most `synthetic_limit` points of each group."""
+        if self.synthetic_limit is None or int(self._counts.max()) <= self.synthetic_limit:
+            return batch
+        picked = []
+        for group in self._groups:
+            own = (batch.groups == group).nonzero().squeeze(1)
+            some = torch.randperm(len(own), generator=rng)[: self.synthetic_limit].sort().values
+            picked.append(own[some.to(own.device)])
+        return batch.take(torch.cat(picked))
+
     def _contrasts(self) -> bool:
-        networks, matches = self.contrast_networks, self.contrast_matches
-        return (networks is not None and self._networks >= networks) or (
-            matches is not None and self._matches >= matches
-        )
+        after, matches = self.contrast_after, self.contrast_matches
+        return (after is not None and self._steps >= after) or (matches is not None and self._matches >= matches)
 
     def _gradients(
         self, batch: Batch, groups: Sequence[int], seeds: Sequence[int], *, differentiable: bool, factored: bool
@@ -208,6 +226,7 @@ class GradientMatching(Objective):
         return list(gradients(batch, groups, self.modality.loss, create_graph=differentiable))
 
     def after_step(self, rng: torch.Generator) -> None:
+        self._steps += 1
         self._turn += len(self._groups) if self.groups_per_step is None else self.groups_per_step
         if self._turn < len(self._groups):
             return
@@ -215,7 +234,6 @@ class GradientMatching(Objective):
         self._matches += 1
         if self._matches >= self._loops:
             self._net, self._optimizer, self._matches = None, None, 0
-            self._networks += 1
         elif self._epochs:
             self._train(rng)
 
@@ -251,13 +269,13 @@ class GradientMatching(Objective):
         self._optimizer = make_optimizer(protocol, net.parameters())
 
     def state_dict(self) -> dict[str, Any]:
-        places = {"matches": self._matches, "networks": self._networks, "turn": self._turn}
+        places = {"matches": self._matches, "steps": self._steps, "turn": self._turn}
         if self._net is None or self._optimizer is None:
             return {**places, "net": None}
         return {**places, "net": self._net.state_dict(), "optimizer": self._optimizer.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._matches, self._networks, self._turn = state["matches"], state["networks"], state["turn"]
+        self._matches, self._steps, self._turn = state["matches"], state["steps"], state["turn"]
         if state["net"] is not None:
             self._adopt(self.modality.learner(self.learner, rng=torch.Generator()))
             assert self._net is not None

@@ -141,6 +141,7 @@ def first_summary(
     init: str = "real",
     space: str = VECTORS,
     parts: Mapping[str, Any] | None = None,
+    teachers: Teachers | None = None,
     **options: Any,
 ) -> Summary:
     """What a run begins from: `modality.summary`, whose `init` may also be a method by which `choose` picks real points.
@@ -152,12 +153,13 @@ def first_summary(
         init: a name that the modality knows, or one of `coresets.METHODS` or `coresets.COMPOSED`.
         space: of features, or the learner, for such a method.
         parts: options of such a method.
+        teachers: whom such a method asks; None trains them for it.
         options: of the modality's summary.
     """
     rng = generator(seed, "summary")
     if init in METHODS or init in COMPOSED:
         drawn = generator(seed, "coreset", init)
-        chosen = choose(modality, counts, method=init, space=space, rng=drawn, **(parts or {}))
+        chosen = choose(modality, counts, method=init, space=space, rng=drawn, teachers=teachers, **(parts or {}))
         return modality.summary(counts, rng=rng, init=chosen, **options)
     require(not parts, f"init={init!r} does not put points together, so parts has to be left out.")
     return modality.summary(counts, rng=rng, init=init, **options)
@@ -193,10 +195,9 @@ def choose_points(
     began = time.perf_counter()
     summary: Summary
     if labels == "teacher":
-        summary = first_summary(
-            modality, counts, seed=seed, init=init, space=space, parts=parts, labels="learned", **options
-        )
         teachers = Teachers(modality, None if space == VECTORS else space, seed=derive_seed(seed, "teacher"))
+        start = {"init": init, "space": space, "parts": parts, **options}
+        summary = first_summary(modality, counts, seed=seed, teachers=teachers, labels="learned", **start)
         with torch.no_grad():
             summary.relabel_(teachers.labels(summary()))
         summary.to("cpu")

@@ -19,6 +19,7 @@ _IDC = {
     "distance": "hidden-absolute",
     "augment": "idc-match",
     "groups_per_step": 1,
+    "synthetic_limit": 128,
 }
 
 RECIPES = [
@@ -35,8 +36,8 @@ RECIPES = [
             "real_size": 256,
             "real_precision": "auto",
             "augment": True,
-            "contrast_networks": 25,  # of the 100 that 1000 steps take at ten images a class
-            "contrast_matches": 10,  # of a network, with more images a class
+            "contrast_after": 250,  # of 1,000 steps
+            "contrast_matches": 10,  # of a network, with more than ten images a class
         },
         summary={"clamp": False},
         steps=1000,

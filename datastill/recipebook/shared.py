@@ -118,6 +118,8 @@ RECIPES = [
         published={"MNIST": {10: 79.5}, "CIFAR-10": {10: 36.8}},
         modalities=_ANY,
         objective="unrolled",
+        # Every step trains on all points. In the paper each has points of its own, of which students are to know the order, so
+        # that its result is a program of training and no dataset; its scores are of that program and have no protocol here.
         settings={"inner_steps": 30, "inner_lr": 0.02, "lr_per_step": True, "real_size": 102},
         steps=300,
         lr=0.01,
@@ -262,6 +264,7 @@ RECIPES = [
         paper="Guo et al., ICLR 2024, arXiv 2310.05773",
         modalities=("image", "text"),
         published={"CIFAR-10": {1: 46.9, 10: 66.8, 50: 76.1}},
+        protocol="datm",
         objective="trajectory-matching",
         settings={
             "experts": 10,
@@ -323,6 +326,7 @@ RECIPES = [
                     "max_age": 500,
                     "mirror": True,
                     "unit_outputs": 10,
+                    "margin": 10.0,  # the paper has 1
                 },
                 "lr": {"points": 0.1, "labels": 0.005},
                 "validate_every": 0,  # the network takes minutes to train; the last step has the least noise

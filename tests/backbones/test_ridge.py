@@ -8,7 +8,7 @@ import torch
 from datastill.backbones.base import FeatureKernel, Kernel, VectorKernel
 from datastill.backbones.infinite import InfiniteReLU
 from datastill.backbones.mlp import MLP
-from datastill.backbones.ridge import ridge_solve
+from datastill.backbones.ridge import linear_gram, ridge_solve
 from datastill.rng import generator
 
 
@@ -71,3 +71,23 @@ def test_many_points_in_float32_are_as_good_as_in_float64() -> None:
         ours = ridge_solve(gram, y, 1.0)
     assert ours.dtype == torch.float32
     assert float((ours.double() - torch.from_numpy(oracle)).norm() / numpy.linalg.norm(oracle)) < 5e-5
+
+
+def test_more_points_than_features_and_a_tiny_ridge() -> None:
+    """Most eigenvalues are zero: what float32 makes of them is below what the ridge adds, so its Gram matrix has no factor."""
+    features = torch.randn(400, 300, generator=generator("wide")).abs() * torch.linspace(0.1, 10, 300)
+    targets = torch.randn(400, 2, generator=generator("targets"))
+    with pytest.raises(torch.linalg.LinAlgError):  # type: ignore[attr-defined]
+        ridge_solve(features @ features.T, targets, 1e-6)
+    exact = features.double()
+    ridge = 1e-6 * float(exact.square().sum()) / 400
+    primal = torch.linalg.solve(exact.T @ exact + ridge * torch.eye(300).double(), exact.T @ targets.double())
+    found = exact.T @ ridge_solve(linear_gram(features), targets.double(), 1e-6)
+    torch.testing.assert_close(found, primal, rtol=1e-4, atol=1e-6)
+
+
+def test_kernels_of_features_have_more_points_than_features() -> None:
+    inputs = torch.rand(90, 6, generator=generator("inputs"))
+    kernel = FeatureKernel([MLP(6, 3, depth=1, width=8)])
+    for gram in (kernel(inputs, inputs), kernel.both(inputs[:3], inputs)[0]):
+        assert torch.isfinite(ridge_solve(gram, torch.ones(90, 1), 1e-10)).all()

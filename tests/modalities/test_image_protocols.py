@@ -30,6 +30,7 @@ def test_each_names_a_learner_that_images_have() -> None:
 
 def test_lengths_of_training() -> None:
     assert PUBLISHED["dc"].on(10, 10).total_steps(10) == 301
+    assert PUBLISHED["datm"].on(500, 10, lr=0.02).total_steps(500) == 4 * 1001
     assert PUBLISHED["dsa"].on(500, 10).total_steps(500) == 2 * 1001
     assert PUBLISHED["idc"].on(100, 10).total_steps(100) == 2000
     assert PUBLISHED["dsa"].on(50_000, 10, full=True).epochs == 30

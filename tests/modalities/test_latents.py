@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from sklearn.datasets import load_digits
@@ -9,8 +11,9 @@ from torch import nn
 
 from datastill import distill, evaluate
 from datastill.checks import check_resume
-from datastill.checks.toy import ToyModality
+from datastill.checks.toy import ToyModality, ToySummary
 from datastill.errors import InputError
+from datastill.modalities.factorised import factorise
 from datastill.modalities.image import ImageModality
 from datastill.modalities.latents import LatentSummary
 from datastill.objectives.distribution_matching import DistributionMatching
@@ -108,3 +111,37 @@ def test_refusals() -> None:
 
     with pytest.raises(InputError, match="differentiable in the codes"):
         LatentSummary(points, Deaf(), (2,), rng=generator(0))
+
+
+def test_what_the_wrapped_summary_asks_for_is_asked_of_the_decoded_points() -> None:
+    class Asking(ToySummary):
+        planned = 0
+
+        def plan(self, steps: int) -> None:
+            self.planned = steps
+
+        def penalty(self) -> torch.Tensor:
+            return self.points.square().sum()
+
+    class Modality(ToyModality):
+        def summary(self, counts: Any, **options: Any) -> Any:
+            made = super().summary(counts, **options)
+            made.__class__ = Asking
+            return made
+
+    inner = Modality().summary([2] * 3, rng=generator(0))
+    decoder = nn.Linear(2, 5)
+    latent = LatentSummary(inner, decoder, (2,), rng=generator(0), inversion_steps=3)
+    names = [name for name, _ in latent.named_parameters()]
+    penalty = latent.penalty()
+    assert penalty is not None
+    torch.testing.assert_close(penalty, decoder(latent.codes).square().sum())
+    penalty.backward()
+    by_hand = 2 * decoder(latent.codes).detach() @ decoder.weight
+    torch.testing.assert_close(latent.codes.grad, by_hand)
+    assert sorted(name for name, _ in latent.named_parameters()) == sorted(names)
+    latent.plan(7)
+    assert inner.planned == 7
+    other = Modality().summary([2] * 3, rng=generator(0))
+    factorise(other, 2).plan(9)
+    assert other.planned == 9

@@ -29,7 +29,7 @@ OBJECTIVES: dict[str, Callable[[], Objective]] = {
     ),
     "gradient-matching": lambda: GradientMatching(outer_loops=3, inner_epochs=2, real_size=5),
     "gradient-matching/dcc": lambda: GradientMatching(
-        outer_loops=2, inner_epochs=1, real_size=5, contrast_networks=1, contrast_matches=1
+        outer_loops=2, inner_epochs=1, real_size=5, contrast_after=2, contrast_matches=1
     ),
     # All groups at a step, since one loss has to reach every point; turns have tests of their own.
     "gradient-matching/idc": lambda: GradientMatching(

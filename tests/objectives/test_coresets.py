@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from typing import Any
 
 import pytest
 import torch
@@ -14,9 +15,11 @@ from datastill.backbones.base import Learner
 from datastill.checks.toy import ToyModality
 from datastill.condense.common import first_summary, run_recipe
 from datastill.errors import InputError
+from datastill.modalities.image import ImageModality
 from datastill.objectives import coresets
 from datastill.objectives.coresets import METHODS, choose, count_forgetting, features, herd, spread
-from datastill.rng import generator
+from datastill.objectives.teachers import Teachers
+from datastill.rng import derive_seed, generator
 
 
 def cloud(points: int, seed: int) -> Tensor:
@@ -254,3 +257,46 @@ def test_a_coreset_has_nothing_else_to_choose() -> None:
     for options, named in (({"steps": 3}, "steps"), ({"adjacency": "none"}, "adjacency")):
         with pytest.raises(InputError, match=f"takes real points as they are, so {named} cannot be chosen"):
             run_recipe(modality, [1, 1, 1], recipe, progress=False, **options)
+
+
+def test_crops_and_labels_are_of_one_teacher(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+    original = Teachers.__init__
+
+    def noted(self: Teachers, *given: Any, **options: Any) -> None:
+        original(self, *given, **options)
+        made.append(self)
+
+    monkeypatch.setattr(Teachers, "__init__", noted)
+    images = torch.rand(45, 1, 4, 4, generator=generator("images"))
+    modality = ImageModality(images, torch.arange(45) % 3)
+    summary = {"init": "confident", "labels": "teacher", "space": "mlp"}
+    recipe = dataclasses.replace(recipes["rded"].on("image"), summary=summary)
+    result = run_recipe(modality, [2, 2, 2], recipe, seed=3, progress=False)
+    (teachers,) = made
+    with torch.no_grad():
+        found, full = result.summary(), modality.full()
+    torch.testing.assert_close(found.targets, teachers.labels(found))
+    losses = teachers.losses(full)
+    for group in range(3):  # the two of the lowest loss by the teacher that labels
+        own = (full.groups == group).nonzero().squeeze(1)
+        expected = full.inputs[own[losses[own].argsort()[:2]]]
+        torch.testing.assert_close(found.inputs[2 * group : 2 * group + 2], expected)
+
+
+def test_baselines_choose_in_the_space_that_is_named() -> None:
+    modality = ToyModality(points=15)
+    summary = modality.summary([2, 2, 2], rng=generator(0))
+    seen = [
+        evaluate(summary, modality, seeds=1, baselines=("herding",), baseline_space=space, progress=False)
+        .row("herding subset")
+        .scores["accuracy"]
+        for space in ("vectors", "mlp")
+    ]
+    for space, scores in zip(("vectors", "mlp"), seen):
+        own = coreset(modality, [2, 2, 2], method="herding", space=space, seed=derive_seed(0, "subset", 0))
+        again = evaluate(own, modality, seeds=1, baselines=False, progress=False)
+        assert again.row("summary").scores["accuracy"] == scores
+    assert seen[0] != seen[1]
+    with pytest.raises(InputError, match="Unknown space of a coreset 'mpl'"):
+        evaluate(summary, modality, baselines=("herding",), baseline_space="mpl", progress=False)

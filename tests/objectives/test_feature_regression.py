@@ -121,3 +121,23 @@ def test_learners_grow_older_by_several_steps_at_a_visit() -> None:
         objective.after_step(generator(2))
         assert pool.ages[now] == expected
     assert pool.ages[1 - now] == [0, 3][1 - now]
+
+
+@pytest.mark.parametrize("classes", [3, 6])
+def test_the_margin_stands_beside_the_error_summed_over_outputs(classes: int) -> None:
+    """As published: 1/2 sum over outputs, and the margin times one. Here both are divided by the number of outputs."""
+    rng = generator("labels")
+    images = ImageModality(torch.rand(24, 1, 8, 8, generator=rng), torch.arange(24) % classes)
+
+    def loss(margin: float) -> float:
+        objective = FeatureRegression(pool=1, real_size=None, ridge=1e-3, learner="mlp", margin=margin)
+        summary = images.summary([2] * classes, rng=generator(0), labels="signed")
+        objective.start(images, summary)
+        found = float(objective.loss(generator(0)).detach())
+        labels.append(summary().targets.detach())
+        return found
+
+    labels: list[Tensor] = []
+    gap = loss(1.0) - loss(0.0)
+    assert gap == pytest.approx(float(label_margin(labels[0])) / classes, rel=1e-4)
+    assert gap != 0

@@ -68,7 +68,7 @@ def test_with_one_point_a_group_every_step_has_a_fresh_network() -> None:
 
 
 def test_contrast_matches_the_mean_of_the_groups_by_the_whole_summary() -> None:
-    objective, summary = started([1, 2, 4], learner="mlp", contrast_networks=0)
+    objective, summary = started([1, 2, 4], learner="mlp", contrast_after=0)
     found = float(objective.loss(generator(2)).detach())
     net, real = objective._net, MODALITY.real()
     assert net is not None
@@ -86,9 +86,9 @@ def test_contrast_matches_the_mean_of_the_groups_by_the_whole_summary() -> None:
     ("settings", "contrasts"),
     [
         ({}, [False] * 6),
-        ({"contrast_networks": 1}, [False] * 3 + [True] * 3),
+        ({"contrast_after": 4}, [False] * 4 + [True] * 2),
         ({"contrast_matches": 2}, [False, False, True] * 2),
-        ({"contrast_networks": 1, "contrast_matches": 1}, [False, True, True, True, True, True]),
+        ({"contrast_after": 3, "contrast_matches": 1}, [False, True, True, True, True, True]),
     ],
 )
 def test_when_the_contrast_begins(settings: dict[str, int], contrasts: list[bool]) -> None:
@@ -239,7 +239,7 @@ def test_a_run_that_stops_within_a_round_goes_on_in_it() -> None:
         objective.after_step(generator(step))
     other, _ = started([1, 1, 1], learner="mlp", groups_per_step=1, outer_loops=2, inner_epochs=1)
     other.load_state_dict(objective.state_dict())
-    assert (other._turn, other._matches, other._networks) == (1, 1, 0)
+    assert (other._turn, other._matches, other._steps) == (1, 1, 4)
     assert torch.equal(other.loss(generator(7)).detach(), objective.loss(generator(7)).detach())
 
 
@@ -250,6 +250,9 @@ def test_a_run_that_stops_within_a_round_goes_on_in_it() -> None:
         ({"trained_on": "reals"}, "Did you mean 'real'"),
         ({"distance": "hidden-square"}, "Did you mean 'hidden-squared'"),
         ({"inner_momentum": 1.0}, r"inner_momentum must be in \[0, 1\)"),
+        ({"inner_augment": "idc"}, "inner_augment and inner_real are of training on real points"),
+        ({"inner_real": 7}, "set trained_on='real'"),
+        ({"synthetic_limit": 0}, "synthetic_limit must be an integer of at least 1"),
         ({"contrast_matches": -1}, "contrast_matches must be an integer of at least 0"),
         ({"learner": "linear", "distance": "hidden-squared"}, "weights before its head"),
         ({"trained_on": "real", "inner_augment": "idc"}, "have no augmentation 'idc'"),
@@ -280,3 +283,19 @@ def test_augmented_groups_in_one_pass_are_those_that_go_alone(monkeypatch: pytes
             assert together is one
         else:
             assert torch.allclose(together, one, rtol=1e-4, atol=1e-6)
+
+
+def test_a_match_has_at_most_so_many_synthetic_points_of_a_group() -> None:
+    objective, summary = started([5, 1, 3], learner="mlp", synthetic_limit=2)
+    moved = []
+    for step in range(20):
+        summary.points.grad = None
+        objective.loss(generator(step)).backward()
+        moved.append((summary.points.grad != 0).any(1))
+        objective.after_step(generator(step))
+    for one in moved:
+        assert [int(part.sum()) for part in one.split([5, 1, 3])] == [2, 1, 2]
+    assert bool(torch.stack(moved).any(0).all())  # another choice each time
+    alone, _ = started([5, 1, 3], learner="mlp", synthetic_limit=5)
+    whole, _ = started([5, 1, 3], learner="mlp")
+    assert torch.equal(alone.loss(generator(1)).detach(), whole.loss(generator(1)).detach())
