@@ -59,10 +59,10 @@ def _image_parts(data: str) -> tuple[Any, Any]:
     path = _existing(data, "digits, a folder of images, a folder of IDX files, or an .npz")
     if path.suffix == ".npz":
         arrays = _read_npz(path, ("images", "labels"), ("test_images", "test_labels"))
-        train = torch.from_numpy(arrays["images"]), torch.from_numpy(arrays["labels"]).long()
-        if "test_images" not in arrays or "test_labels" not in arrays:
-            return train, None
-        return train, (torch.from_numpy(arrays["test_images"]), torch.from_numpy(arrays["test_labels"]).long())
+        has_test = "test_images" in arrays and "test_labels" in arrays
+        return (arrays["images"], arrays["labels"]), (
+            (arrays["test_images"], arrays["test_labels"]) if has_test else None
+        )
     require(path.is_dir(), f"--data {data} is a file that holds no images; give a folder or an .npz.")
     for folder in (path, path / "raw", path / "MNIST" / "raw"):
         if _idx_file(folder, "train", "images") is not None:
@@ -74,15 +74,17 @@ def _image_parts(data: str) -> tuple[Any, Any]:
 
 
 def _split_images(train: Any, seed: int) -> tuple[Any, Any]:
-    if isinstance(train, Path):
-        from datastill.modalities.image_data import labelled_images
+    from datastill.modalities.image_data import labelled_images, require_hard
 
-        given = labelled_images(train)
-        kept, held = split_by_class(given.labels, seed)
-        return given.at(kept), given.at(held)
-    images, labels = train
-    kept, held = split_by_class(labels, seed)
-    return (images[kept], labels[kept]), (images[held], labels[held])
+    given = labelled_images(train)
+    require_hard(given, "data")
+    kept, held = split_by_class(given.labels, seed)
+    require(
+        len(held) > 0,
+        "data has at most two images of every class, too few to set some apart for the test: name test images by --test.",
+    )
+    parts = given.at(kept), given.at(held)
+    return parts if isinstance(train, Path) else tuple((part.images, part.labels) for part in parts)
 
 
 def _idx_file(folder: Path, part: str, what: str) -> Path | None:

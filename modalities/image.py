@@ -407,8 +407,8 @@ class ImageModality(ClassificationModality):
             check_count("counts", count, least=0)
             require(
                 not limited or count <= size,
-                f"Class {name!r} has {size} training images, fewer than the {count} asked for: lower the budget"
-                ' (or begin from init="noise").',
+                f"Class {name!r} has {size} training images, fewer than the {count} asked for: lower the budget (or let the "
+                'summary begin from noise, ImageModality.summary(..., init="noise")).',
             )
         require(sum(counts) > 0, "counts must ask for at least one image.")
 
@@ -427,6 +427,12 @@ class ImageModality(ClassificationModality):
         )
         ours, theirs = self._train.images.dtype, given.images.dtype
         if ours == theirs or ours == torch.uint8:
+            in_bytes = ours != torch.uint8 or theirs == torch.uint8 or float(given.images.max()) > 1
+            require(
+                in_bytes or self.scale.high <= 1,
+                f"The images of {name} are floats of at most {float(given.images.max()):g}, the training images uint8 up to "
+                f"{self.scale.high:g}, so they seem to be of another scale: multiply them by 255, or give all as floats.",
+            )
             return given
         if given.eight_bit_file:
             return LabelledImages(self.scale.from_eight_bit(given.images), given.labels, given.class_names)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -80,7 +80,8 @@ def labelled_images(data: Any, labels: Any = None, *, name: str = "data") -> Lab
 
 
 def _from_dataset(dataset: Any, name: str) -> LabelledImages:
-    if not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__"):
+    readable = hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__")
+    if not readable or isinstance(dataset, Mapping | str | bytes):
         raise InputError(
             f"{name} must be a tensor of images, a Dataset of (image, label) with a length, or a folder; "
             f"got {type(dataset).__name__}."
@@ -104,7 +105,7 @@ def _from_dataset(dataset: Any, name: str) -> LabelledImages:
             images[index] = image
             labels.append(item[1])
     assert images is not None
-    rows = [torch.as_tensor(label) for label in labels]
+    rows = [_label_tensor(label, name) for label in labels]
     if any(row.shape != rows[0].shape for row in rows):
         raise InputError(f"The labels of {name} differ in shape; each must be one class id.")
     names = getattr(dataset, "classes", None)
@@ -128,15 +129,34 @@ def _one_image(image: Any, name: str) -> Tensor:
     return image
 
 
-def _tensor(values: Any) -> Tensor:
-    """On the CPU, without a graph; a read-only array is copied, which PyTorch would otherwise warn of."""
-    if isinstance(values, np.ndarray) and not values.flags.writeable:
-        values = values.copy()
-    return torch.as_tensor(values).detach().cpu()
+def _tensor(values: Any, wanted: str) -> Tensor:
+    """Numbers on the CPU, without a graph; `wanted` says what they must be.
+
+    An array that is read-only, runs backwards or has the bytes of another processor is copied, as PyTorch takes none of these.
+    """
+    try:
+        if isinstance(values, np.ndarray):
+            values = values.astype(values.dtype.newbyteorder("="), copy=not values.flags.writeable)
+            values = np.ascontiguousarray(values) if any(step < 0 for step in values.strides) else values
+        return torch.as_tensor(values).detach().cpu()
+    except (TypeError, ValueError, RuntimeError) as error:
+        kind = f"an array of {values.dtype}" if isinstance(values, np.ndarray) else type(values).__name__
+        raise InputError(f"{wanted}, got {kind}.") from error
+
+
+def _label_tensor(labels: Any, name: str) -> Tensor:
+    return _tensor(
+        labels,
+        f"The labels of {name} must be class ids 0, 1, ... (number the names of classes, as in "
+        "[names.index(label) for label in labels])",
+    )
 
 
 def _checked(images: Any, labels: Any, name: str) -> LabelledImages:
-    images, labels = _tensor(images), _tensor(labels)
+    images, labels = _tensor(images, f"The images of {name} must be numbers"), _label_tensor(labels, name)
+    require(
+        labels.ndim > 0, f"The labels of {name} must be one class id for each image, got the single number {labels}."
+    )
     require(images.ndim in (3, 4), f"The images of {name} must have shape {_SHAPES}, got {tuple(images.shape)}.")
     images = images.unsqueeze(1) if images.ndim == 3 else images
     if images.shape[1] > 4 and images.shape[3] in (1, 3, 4):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import struct
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -237,3 +238,31 @@ def test_a_split_keeps_a_point_of_each_class_and_is_seeded() -> None:
     assert labels[held].bincount(minlength=3).tolist() == [2, 1, 0]
     assert torch.equal(held, split_by_class(labels, 0)[1])
     assert any(not torch.equal(held, split_by_class(labels, seed)[1]) for seed in range(1, 5))
+
+
+@pytest.mark.parametrize(
+    ("arrays", "said"),
+    [
+        ({"labels": np.arange(12) % 2 + 0.7}, "must be class ids"),
+        ({"labels": np.arange(9) % 2}, "12 images but 9 labels"),
+        ({"labels": np.arange(15) % 2}, "12 images but 15 labels"),
+        ({"labels": np.array(["a", "b"] * 6)}, "must be class ids"),
+        ({"labels": np.array(1)}, "one class id for each image"),
+        ({"images": np.zeros((0, 4, 4), np.uint8), "labels": np.zeros(0, int)}, "data is empty"),
+        ({"images": np.zeros((4, 4, 4), np.uint8), "labels": np.arange(4) % 2}, "at most two images of every class"),
+    ],
+)
+def test_archives_of_images_that_do_not_fit_are_refused(tmp_path: Path, arrays: dict[str, Any], said: str) -> None:
+    images = np.random.default_rng(0).integers(0, 255, (12, 4, 4)).astype(np.uint8)
+    np.savez(tmp_path / "wrong.npz", **{"images": images, **arrays})
+    with pytest.raises(InputError, match=said):
+        read_images(str(tmp_path / "wrong.npz"))
+
+
+def test_an_archive_in_another_byte_order(tmp_path: Path) -> None:
+    images = np.random.default_rng(0).random((12, 4, 4)).astype(">f4")
+    np.savez(tmp_path / "foreign.npz", images=images, labels=(np.arange(12) % 2).astype(">i4"))
+    found = read_images(str(tmp_path / "foreign.npz"))
+    (train, kept), (test, held) = found["data"], found["test"]
+    assert len(kept) + len(held) == 12
+    assert float(train.sum() + test.sum()) == pytest.approx(float(images.sum()), rel=1e-5)

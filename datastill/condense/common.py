@@ -36,6 +36,10 @@ def find_recipe(recipe: str | Recipe | None, kind: str) -> Recipe:
     """The recipe named, or the default, as it is for `kind` of data; an `InputError` if it is unknown or not for it."""
     if recipe is None:
         return recipes.default(kind)
+    require(
+        isinstance(recipe, str | Recipe),
+        f"recipe must be a name, such as {recipes.default(kind).name!r}, or a Recipe, got {recipe!r}.",
+    )
     return (recipes[recipe] if isinstance(recipe, str) else recipe).on(kind)
 
 

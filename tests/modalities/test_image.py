@@ -291,3 +291,16 @@ def test_importing_needs_no_extra() -> None:
     )
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert shown.strip() == "[]"
+
+
+def test_held_out_floats_of_another_scale_than_bytes_are_refused() -> None:
+    pixels = torch.randint(0, 256, (12, 1, 4, 4), generator=generator("bytes"), dtype=torch.uint8)
+    labels = torch.arange(12) % 2
+    for name in ("test", "validation"):
+        with pytest.raises(InputError, match=f"images of {name} are floats of at most 0.9.*multiply them by 255"):
+            ImageModality(pixels, labels, **{name: (pixels / 256, labels)})  # type: ignore[arg-type]
+    modality = ImageModality(pixels, labels, test=(pixels.float(), labels))  # the same scale in another type
+    (held,) = modality.held_out("test")
+    torch.testing.assert_close(held.inputs, modality.scale.normalise(pixels))
+    bits = pixels // 128  # 0 and 1 alone: nothing speaks against floats up to 1
+    ImageModality(bits, labels, value_range=(0, 1), test=(bits.float(), labels))

@@ -194,3 +194,43 @@ def test_mnist_from_torchvision() -> None:
     assert got.class_names[7] == "7 - seven"
     assert torch.bincount(got.labels).tolist() == [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
     assert float(PixelScale.of(got.images, None).mean) == pytest.approx(0.1325, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        ["a", "b", "c", "a", "b", "c"],
+        np.array(list("abcabc")),
+        [None] * 6,
+        np.array([0, 1, 2, 0, 1, None], dtype=object),
+    ],
+    ids=["list", "array", "none", "objects"],
+)
+def test_labels_that_are_no_numbers_are_said_in_a_sentence(labels: Any) -> None:
+    pixels, _ = colour()
+    pairs = Pairs(6, lambda index: (pixels[index], labels[index]))
+    with pytest.raises(InputError, match=r"The labels of data must be class ids 0, 1, \.\.\. \(number the names"):
+        labelled_images(pixels, labels)
+    if labels[0] != 0:  # of the objects the first ones are numbers
+        with pytest.raises(InputError, match="must be class ids"):
+            labelled_images(pairs)
+
+
+def test_arrays_in_any_layout_and_byte_order() -> None:
+    pixels, labels = colour()
+    array = pixels.numpy().astype(np.float32)
+    flipped = array[:, :, ::-1, ::-1]
+    assert torch.equal(labelled_images(flipped, labels).images, torch.from_numpy(flipped.copy()))
+    foreign = labelled_images(array.astype(">f4"), labels.numpy().astype(">i8"))
+    assert torch.equal(foreign.images, torch.from_numpy(array))
+    assert torch.equal(foreign.labels, labels)
+    backwards = labelled_images(pixels, labels.numpy()[::-1])
+    assert torch.equal(backwards.labels, labels.flip(0))
+
+
+def test_what_is_no_dataset() -> None:
+    for wrong in ({"x": 1}, b"bytes", 3):
+        with pytest.raises(InputError, match="must be a tensor of images, a Dataset"):
+            labelled_images(wrong)
+    with pytest.raises(InputError, match="one class id for each image, got the single number"):
+        labelled_images(colour()[0], torch.tensor(1))
