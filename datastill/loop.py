@@ -104,6 +104,7 @@ def distill(
     callbacks: Sequence[Callback] = (),
     checkpoint_dir: str | Path | None = None,
     checkpoint_every: int | None = None,
+    identity: Mapping[str, str] | None = None,
     device: str | torch.device | None = None,
     progress: bool = True,
 ) -> Result:
@@ -140,6 +141,8 @@ def distill(
         callbacks: called with an `Event` after each step, each validation, and at the end.
         checkpoint_dir: where checkpoints are kept, and found when the run is resumed.
         checkpoint_every: steps between checkpoints; None is a tenth of the run.
+        identity: what else makes the run this run, such as how the summary began: a checkpoint of another one is refused, as is
+            one of other settings.
         device: where to compute; None is where the modality is.
         progress: whether a progress bar is shown on stderr.
 
@@ -186,18 +189,20 @@ def distill(
     run = _Run(modality, summary, objective, outer, seed, steps, validation, nbytes, callbacks)
     checkpoints = None
     if folder is not None:
-        identity = {
+        whole = {
             "objective": objective.name,
             "settings": repr(sorted(objective.config().items())),
             "summary": {name: list(value.shape) for name, value in summary.state_dict().items()},
             "target": modality.fingerprint(),
+            **modality.identity(),
             "optimizer": repr((type(outer.optimizer).__name__, outer.rates, momentum, schedule, outer.alternate, clip)),
             "validation": repr((every, *validation.identity())),
             "seed": seed,
             "steps": steps,
             **({} if nbytes is None else {"nbytes": nbytes}),
+            **(identity or {}),
         }
-        checkpoints = Checkpoints(folder, identity)
+        checkpoints = Checkpoints(folder, whole)
         state = checkpoints.newest()
         if state is not None:
             run.load_state_dict(state)

@@ -83,8 +83,8 @@ def _split_images(train: Any, seed: int) -> tuple[Any, Any]:
         len(held) > 0,
         "data has at most two images of every class, too few to set some apart for the test: name test images by --test.",
     )
-    parts = given.at(kept), given.at(held)
-    return parts if isinstance(train, Path) else tuple((part.images, part.labels) for part in parts)
+    rest, test = given.at(kept), given.at(held)
+    return (rest, test) if isinstance(train, Path) else ((rest.images, rest.labels), (test.images, test.labels))
 
 
 def _idx_file(folder: Path, part: str, what: str) -> Path | None:

@@ -201,6 +201,10 @@ class Modality(ABC):
     def fingerprint(self) -> str:
         """A sha256 hex digest of the target dataset, by which an artifact names what it was distilled from."""
 
+    def identity(self) -> dict[str, str]:
+        """What of this target decides a run on it beside the data of `fingerprint`, by name. Default: nothing."""
+        return {}
+
     def describe(self) -> dict[str, Any]:
         """JSON-able facts of the target dataset that a report draws beside a summary. Default: none."""
         return {}
@@ -420,6 +424,11 @@ class Modality(ABC):
                 begin from: (sum of counts,) positions in `full`, in group order; or what `best` gives.
             options: the modality's own parametrisations.
         """
+
+    def check_options(self, counts: Sequence[int], **options: Any) -> None:
+        """Raise `InputError` for options that `summary` refuses for so many points, before points are chosen, which may take a
+        training. Default: `summary` alone says so."""
+        return
 
     def best(
         self,

@@ -148,6 +148,9 @@ class ImageModality(ClassificationModality):
             digest.update(part.labels.numpy().tobytes())
         return digest.hexdigest()
 
+    def identity(self) -> dict[str, str]:
+        return {"augmentation": repr(self.augmentation)}
+
     # --- learners and kernels -----------------------------------------------------------------------------------------
 
     def knows(self, name: str) -> bool:
@@ -236,17 +239,11 @@ class ImageModality(ClassificationModality):
             options: of the storage: `mixing`; `factor`; `bases` and `downscale`; `keep`; `styles`, `diversity` and `fit`;
                 `decoders`, `channels`, `width` and `fit`.
         """
-        for option in options:
-            if option not in OPTIONS:
-                known = ("init", "labels", "clamp", "storage", "codec", *OPTIONS)
-                raise unknown_name("option of image summaries", option, known)
+        self.check_options(counts, labels=labels, storage=storage, codec=codec, **options)
         if isinstance(init, str) and init not in INITS:
             raise unknown_name("initialisation", init, INITS)
-        if labels not in LABELS:
-            raise unknown_name("kind of labels", labels, LABELS)
-        coder = None if codec is None else Codec(codec)
         self._check_counts(counts, limited=isinstance(init, str) and init != "noise")
-        check_storage(storage, counts, options, coder)
+        coder = None if codec is None else Codec(codec)
         if isinstance(init, str):
             pixels = torch.cat([self._initial(group, count, init, rng) for group, count in enumerate(counts) if count])
         elif init.is_floating_point():
@@ -277,6 +274,24 @@ class ImageModality(ClassificationModality):
             adversary=adversary,
         )
         return summary.to(self.device, self.dtype)
+
+    def check_options(
+        self,
+        counts: Sequence[int],
+        *,
+        labels: str = "hard",
+        clamp: bool = True,
+        storage: str = "pixels",
+        codec: str | None = None,
+        **options: Any,
+    ) -> None:
+        for option in options:
+            if option not in OPTIONS:
+                known = ("init", "labels", "clamp", "storage", "codec", *OPTIONS)
+                raise unknown_name("option of image summaries", option, known)
+        if labels not in LABELS:
+            raise unknown_name("kind of labels", labels, LABELS)
+        check_storage(storage, counts, options, None if codec is None else Codec(codec))
 
     def best(
         self,

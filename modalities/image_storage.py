@@ -190,7 +190,11 @@ class LinearBases(Storage):
             side = max(1, height // downscale), max(1, width // downscale)
             small = F.interpolate(images, side, mode="bilinear", align_corners=False, antialias=True)
         most = min(count, small[0].numel())
-        require(bases <= most, f"bases must be at most {most} for {count} images of this size, got {bases}.")
+        require(
+            bases <= most,
+            f"bases must be at most {most} for {count} images of this size, got {bases}: ask for more images, or for fewer bases "
+            f"(storage_options={{'bases': {most}}}).",
+        )
         self.shape = height, width
         self.downscale = downscale
         left, values, right = torch.linalg.svd(small.flatten(1).double(), full_matrices=False)

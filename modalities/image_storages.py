@@ -68,6 +68,11 @@ def is_compact(name: str) -> bool:
     return _known(name).compact
 
 
+def folds(name: str) -> bool:
+    """Whether the storage `name` has parameters that its export does not; an `InputError` for an unknown one."""
+    return _known(name).folds
+
+
 def shared(name: str, options: dict[str, float]) -> int:
     """How many images come from one stored unit of the storage `name`; an `InputError` for an unknown one."""
     return _known(name).share(**_own(name, options))

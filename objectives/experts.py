@@ -118,6 +118,7 @@ class ExpertBuffer:
             "plan": asdict(plan),
             "seed": seed,
             "target": modality.fingerprint(),
+            **modality.identity(),
             "dtype": str(modality.dtype),
         }
         self.folder = None if folder is None else folder / digest_of(self.identity)

@@ -63,6 +63,7 @@ class Teachers:
                 "protocol": repr(self.protocol),
                 "seed": key,
                 "target": modality.fingerprint(),
+                **modality.identity(),
                 "dtype": str(modality.dtype),
             }
             if folder is None:

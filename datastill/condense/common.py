@@ -83,6 +83,12 @@ def run_recipe(
     elif steps is not None:
         recipe = dataclasses.replace(recipe, steps=check_count("steps", steps))
     folder = None if out is None else Path(out)
+    if folder is not None and recipe.objective is None:
+        require(
+            not (folder / "checkpoint").exists(),
+            f"out {str(folder)!r} holds the run of another recipe, whose results {recipe.name!r} would overwrite: choose another "
+            "folder, or delete this one.",
+        )
     log: list[Callback] = [] if folder is None or not processes.is_main() else [MetricsLog(folder / "metrics.jsonl")]
     heard = [*log, *callbacks]
     if recipe.objective is None:
@@ -105,6 +111,7 @@ def run_recipe(
             callbacks=heard,
             nbytes=nbytes,
             checkpoint_dir=None if folder is None else folder / "checkpoint",
+            identity={"recipe": recipe.name, "start": repr(sorted(start.items()))},
             device=device,
             progress=progress,
         )
@@ -162,6 +169,7 @@ def first_summary(
     """
     rng = generator(seed, "summary")
     if init in METHODS or init in COMPOSED:
+        modality.check_options(counts, **options)
         drawn = generator(seed, "coreset", init)
         chosen = choose(modality, counts, method=init, space=space, rng=drawn, teachers=teachers, **(parts or {}))
         return modality.summary(counts, rng=rng, init=chosen, **options)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,10 @@ from torch.utils.data import TensorDataset
 
 from datastill.budget import CODECS, finest_codec, most_points
 from datastill.condense.common import Job, condenser, find_recipe
-from datastill.errors import check_count
+from datastill.errors import check_count, unknown_name
 from datastill.modalities.augmentation import NO_FLIP
 from datastill.modalities.image import ImageModality
-from datastill.modalities.image_storages import fewest, shared
+from datastill.modalities.image_storages import OPTIONS, fewest, folds, shared
 from datastill.recipe import Recipe
 
 
@@ -30,6 +31,7 @@ def condense_images(
     test: Any = None,
     augmentation: str = NO_FLIP,
     storage: str | None = None,
+    storage_options: Mapping[str, float] | None = None,
     codec: str | None = None,
     seed: int = 0,
     steps: int | None = None,
@@ -45,7 +47,8 @@ def condense_images(
             `labels`; a pair (images, labels); any `Dataset` of (image, label) with PIL images, tensors or arrays; or
             the path of a folder with one subfolder a class.
         labels: class ids 0, 1, ... for a tensor or an array.
-        per_class: images of each class in the result, at least 1; None is 10, or as many as fit into `nbytes`.
+        per_class: images of each class in the result, at least 1; None is 10 (or the next number that comes from whole stored
+            images), or as many as fit into `nbytes`.
         nbytes: most bytes that the result may take, labels included. With an entropy-coding codec as many images fit as it takes
             to fill them before anything is optimised. Optimising makes pixels harder to code, and what takes more is not
             selected, so fewer images (`per_class` beside `nbytes`) leave room for it. With `per_class` and no codec it decides
@@ -59,6 +62,8 @@ def condense_images(
         storage: how pixels are stored, in place of the recipe's: "pixels" (freely) or "preconditioned" (the same, with a matrix
             that is learned beside), or as fewer numbers "formation", "bases", "frequencies", "hallucinators" or "codes"; see
             `ImageModality.summary`.
+        storage_options: of that storage, such as {"bases": 8, "downscale": 2} or {"factor": 3}; on a command line as JSON. Those
+            that are left out are the recipe's, if it has that storage, or the storage's defaults.
         codec: how the stored numbers are kept, in place of the recipe's: "float32", "float16", "int8", "int4" or "int2", with
             "-entropy" behind it entropy-coded too. With a storage or a codec the result is `StoredImages`, which also hold the
             bytes that they are decoded from.
@@ -72,8 +77,9 @@ def condense_images(
         progress: whether a progress bar is shown on stderr.
 
     Returns:
-        Images (n, c, h, w) in the scale and number type of `data`, in order of class, and their labels: class ids, or
-        rows of a weight for each class if the recipe learns them: distributions, or of either sign as targets of regression.
+        Images (n, c, h, w) in the scale of `data`, in order of class, and their labels: class ids, or rows of a weight for each
+        class if the recipe learns them: distributions, or of either sign as targets of regression. They have the number type of
+        `data`, but are floats, which may lie outside its range, where the recipe lets pixels do so (`clamp` of its summary).
 
     Raises:
         InputError: for data or arguments that cannot be used, before work starts.
@@ -83,11 +89,23 @@ def condense_images(
             check_count(name, number)
     chosen = find_recipe(recipe, "image")
     modality = ImageModality(data, labels, validation=validation, test=test, augmentation=augmentation, seed=seed)
-    stored = {name: value for name, value in (("storage", storage), ("codec", codec)) if value is not None}
+    stored: dict[str, Any] = {}
+    stored |= {name: value for name, value in (("storage", storage), ("codec", codec)) if value is not None}
+    if storage not in (None, chosen.summary.get("storage", "pixels")):  # the recipe's options are of another storage
+        kept = {name: value for name, value in chosen.summary.items() if name not in OPTIONS}
+        chosen = dataclasses.replace(chosen, summary=kept)
+    for name in storage_options or {}:
+        if name not in OPTIONS:
+            raise unknown_name("storage option", name, OPTIONS)
+    stored.update(storage_options or {})
     if nbytes is not None:
         per_class, found = _into_bytes(modality, chosen, nbytes, per_class, stored, seed)
         stored |= found
-    counts = [per_class or 10] * modality.num_groups
+    if per_class is None:
+        start = {**chosen.summary, **stored}
+        share = shared(start.get("storage", "pixels"), start)
+        per_class = -(-10 // share) * share
+    counts = [per_class] * modality.num_groups
     options: dict[str, Any] = {"seed": seed, "steps": steps, "out": out, "device": device, "progress": progress}
     return Job(modality, counts, chosen, {**options, **stored, "nbytes": nbytes})
 
@@ -99,7 +117,8 @@ def _into_bytes(
     start = {**recipe.summary, **stored}
     if per_class is None:
         return images_within(modality, recipe, nbytes, seed=seed, **stored)[0], {}
-    codecs = CODECS if recipe.objective is not None and "codec" not in start else [None]
+    free = recipe.objective is not None and "codec" not in start and not folds(start.get("storage", "pixels"))
+    codecs = CODECS if free else [None]
     found = finest_codec(modality, recipe, nbytes, [per_class] * modality.num_groups, codecs, seed=seed, **stored)
     return per_class, {} if found is None else {"codec": found}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -171,3 +172,76 @@ def quick(name: str) -> Recipe:
     if "learner" in known and recipe.objective != "kernel-ridge":
         settings["learner"] = "convnet-w4-bn" if name == "sre2l" else "convnet-w4"
     return dataclasses.replace(recipe, settings=settings, steps=2, validate_every=0)
+
+
+def test_options_of_a_storage() -> None:
+    data = images((1, 8, 8), 3, each=40)
+    made = condense_images(
+        data, per_class=9, recipe=QUICK, storage="formation", storage_options={"factor": 3}, progress=False
+    )
+    assert isinstance(made, StoredImages)
+    assert len(made) == 27
+    # The recipe's own options belong to its storage: another storage begins with its defaults.
+    assert len(condense_images(data, per_class=1, recipe=quick("linba"), storage="pixels", progress=False)) == 3
+    two, three = (
+        condense_images(data, per_class=1, recipe=quick("linba"), storage_options={"bases": bases}, progress=False)
+        for bases in (2, 3)
+    )
+    assert isinstance(two, StoredImages)
+    assert isinstance(three, StoredImages)
+    # A base of 4x4 numbers and a coefficient for each of three images, in float32.
+    assert len(three.coded) - len(two.coded) == pytest.approx(4 * (16 + 3), abs=6)
+    # Without a number the next that comes from whole mosaics, four images of each.
+    assert torch.bincount(condense_images(data, recipe=quick("idc"), progress=False).tensors[1]).tolist() == [12] * 3
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (
+            {"recipe": "linba", "per_class": 1},
+            r"bases must be at most 3 for 3 images .* \(storage_options={'bases': 3}\)",
+        ),
+        ({"storage": "formation", "storage_options": {"factr": 2}}, "Did you mean 'factor'"),
+        ({"storage": "formation", "storage_options": {"bases": 2}}, "has the options factor, got 'bases'"),
+        ({"storage": "preconditioned", "per_class": 10, "nbytes": 300}, "nbytes=300 is too little for 30 points"),
+        ({"recipe": 3}, "recipe must be a name"),
+    ],
+    ids=str,
+)
+def test_storages_that_cannot_be(options: dict[str, Any], said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        condense_images(images((1, 8, 8), 3, each=20), **{"progress": False, "steps": 1, **options})
+
+
+@pytest.mark.parametrize("options", [{"codec": "int3"}, {"storage": "formation", "per_class": 3}], ids=str)
+def test_options_are_refused_before_networks_are_trained(
+    options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("datastill.modalities.base.train", lambda *_, **__: pytest.fail("a network was trained"))
+    with pytest.raises(InputError):
+        condense_images(images((1, 8, 8), 3), **{"recipe": "datm", "per_class": 4, "progress": False, **options})
+
+
+def test_a_run_folder_belongs_to_one_run(tmp_path: Path) -> None:
+    data = images((1, 8, 8), 2)
+
+    def run(**options: Any) -> torch.Tensor:
+        found = condense_images(
+            data, **{"per_class": 2, "recipe": QUICK, "out": tmp_path, "progress": False, **options}
+        )
+        return found.tensors[0]  # type: ignore[no-any-return]
+
+    first = run()
+    assert torch.equal(run(), first)
+    noise = dataclasses.replace(QUICK, summary={**QUICK.summary, "init": "noise"})
+    for options, said in (
+        ({"codec": "int2"}, "start was .* and is now .*int2"),
+        ({"augmentation": "none"}, "augmentation was"),
+        ({"recipe": noise}, "start was .* and is now .*noise"),
+        ({"recipe": dataclasses.replace(QUICK, name="other")}, "recipe was 'dm' and is now 'other'"),
+        ({"recipe": "random"}, "holds the run of another recipe"),
+    ):
+        with pytest.raises(InputError, match=said):
+            run(**options)
+    assert torch.equal(run(), first)
