@@ -31,7 +31,7 @@ def condense_images(
     test: Any = None,
     augmentation: str = NO_FLIP,
     storage: str | None = None,
-    storage_options: Mapping[str, float] | None = None,
+    storage_options: Mapping[str, int | float] | None = None,
     codec: str | None = None,
     seed: int = 0,
     steps: int | None = None,
