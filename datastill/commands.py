@@ -150,11 +150,7 @@ def list_recipes(arguments: Sequence[str]) -> None:
     parser = make_parser("recipes", "List the recipes, or show one in full.")
     parser.add_argument("name", type=str | None, nargs="?", default=None, help="a recipe to show")
     name = parser.parse_args(with_dashes(arguments)).name
-    if name is None:
-        print(recipes.table())
-        return
-    for field, value in dataclasses.asdict(recipes[name]).items():
-        print(f"{field + ':':18}{value}")
+    print(recipes.table() if name is None else recipes[name].page())
 
 
 def run_demo(arguments: Sequence[str]) -> None:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import textwrap
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from typing import Any, Literal
 
 from datastill import registry
 from datastill.errors import InputError, unknown_name
 from datastill.objectives.base import Objective
 from datastill.outer import Schedule
+
+_SUMMARY_WIDTH, _ABOUT_WIDTH, _PAGE_WIDTH = 32, 48, 100  # characters of a table's cells and of a page's lines
 
 
 @dataclass(frozen=True)
@@ -95,6 +99,55 @@ class Recipe:
         made: Objective = registry.find("objectives", self.objective)(**self.settings)
         return made
 
+    def learner(self, kind: str) -> str:
+        """The network that the objective draws on `kind` of data, or else its kernel; "" where there is no objective.
+
+        Raises:
+            InputError: if the recipe is not for that kind.
+        """
+        recipe = self.on(kind)
+        if recipe.objective is None:
+            return ""
+        chosen = recipe.make_objective().config()
+        kernel = chosen.get("kernel", "features")
+        if kernel != "features":  # which are those of finite networks
+            return str(kernel)
+        if "learner" not in chosen:  # an objective of another package may do with neither
+            return ""
+        return str(chosen["learner"] or registry.find("modalities", kind).learners[0])
+
+    def page(self) -> str:
+        """All of the recipe as text: what was published, and then what it is on each kind of data, overrides applied."""
+        lines = [f"{self.name}: {self.title}", self.paper or "a recipe of this library"]
+        for dataset, scores in self.published.items():
+            figures = ", ".join(f"{score} at {budget}" for budget, score in scores.items())
+            lines.append(f"published on {dataset}, % at each budget: {figures}")
+        if self.protocol is not None:
+            lines.append(f"scored under the protocol {self.protocol}")
+        kinds_of: dict[tuple[str, ...], list[str]] = {}
+        for kind in self.modalities:
+            kinds_of.setdefault(tuple(self._fields(kind)), []).append(kind)
+        for fields, kinds in kinds_of.items():
+            lines += ["", f"on {', '.join(kinds)} data", *fields]
+        return "\n".join(lines)
+
+    def _fields(self, kind: str) -> list[str]:
+        """Lines of what is chosen for `kind` of data: nothing of the outer loop where nothing is optimised."""
+        recipe = self.on(kind)
+        shown: dict[str, Any] = {"target": recipe.target, "summary": recipe.summary}
+        if recipe.objective is not None:
+            head = {"objective": recipe.objective, "learner": self.learner(kind), "settings": recipe.settings}
+            shown = {**head, **shown, **recipe.loop_options()}
+        lines: list[str] = []
+        for name, value in shown.items():
+            text = _listed(value) if isinstance(value, Mapping) else str(value)
+            if value is not None and text:
+                start = f"  {name + ':':21}"
+                lines += textwrap.wrap(
+                    start + text, _PAGE_WIDTH, subsequent_indent=" " * len(start), break_on_hyphens=False
+                )
+        return lines
+
     def loop_options(self) -> dict[str, Any]:
         """The arguments of `distill` that the recipe decides."""
         outer = ("steps", "optimizer", "lr", "momentum", "schedule", "alternate", "clip")
@@ -128,10 +181,13 @@ class RecipeBook(Mapping[str, Recipe]):
         return self[self.defaults[kind]].on(kind)
 
     def table(self) -> str:
-        """All recipes as a text table, with published scores at 1, 10 and 50 images a class."""
+        """All recipes as a text table, with published scores at 1, 10 and 50 images a class.
+
+        Summary and learner are those of the kind of data that a recipe was made for. Long cells go on in further lines.
+        """
         datasets, budgets = ("MNIST", "CIFAR-10"), (1, 10, 50)
         head = ("recipe", "for", "objective", "summary", "learner", *(f"{name} 1/10/50" for name in datasets), "paper")
-        rows = [head]
+        rows = [[[cell] for cell in head]]
         most = len(self.defaults)  # every kind of data has a default
         for recipe in self.values():
             figures = []
@@ -140,11 +196,25 @@ class RecipeBook(Mapping[str, Recipe]):
                 figures.append(
                     " / ".join(f"{scores[n]:.1f}" if n in scores else "-" for n in budgets) if scores else ""
                 )
-            options = ", ".join(f"{name}={value}" for name, value in recipe.summary.items() if isinstance(value, str))
-            learner = str(recipe.settings.get("kernel") or recipe.settings.get("learner") or "")
+            made_for = recipe.modalities[0]
+            merged = recipe.on(made_for)
             kinds = "all" if len(recipe.modalities) == most else ", ".join(recipe.modalities)
-            about = recipe.paper or recipe.title
-            rows.append((recipe.name, kinds, recipe.objective or "-", options, learner, *figures, about))
-        widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
-        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
+            row = [[recipe.name], [kinds], [merged.objective or "-"]]
+            row += [_wrapped(_listed(merged.summary), _SUMMARY_WIDTH), [recipe.learner(made_for)]]
+            row += [*([figure] for figure in figures), _wrapped(recipe.paper or recipe.title, _ABOUT_WIDTH)]
+            rows.append(row)
+        widths = [max(len(part) for row in rows for part in row[column]) for column in range(len(head))]
+        lines = [
+            "  ".join(part.ljust(width) for part, width in zip(parts, widths)).rstrip()
+            for row in rows
+            for parts in zip_longest(*row, fillvalue="")
+        ]
         return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])
+
+
+def _listed(options: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name}={value}" for name, value in options.items())
+
+
+def _wrapped(text: str, width: int) -> list[str]:
+    return textwrap.wrap(text, width, break_on_hyphens=False) or [""]

@@ -233,6 +233,10 @@ def test_recipes_are_listed_and_shown(shell: Shell) -> None:
     assert shell("recipes", "gcond") == 0
     assert "gradient-matching" in shell.out
     assert "2110.07580" in shell.out
+    assert shell("recipes", "kip") == 0
+    assert "kernel=ntk, ridge=1e-06, real_size=500" in shell.out  # of images
+    assert "kernel=ntk, ridge=1.0, real_size=None" in shell.out  # of graphs
+    assert "overrides" not in shell.out
 
 
 # --- options from signatures ------------------------------------------------------------------------------------------
