@@ -63,6 +63,10 @@ class FactorisedSummary(Summary):
 
     Where that puts the parameter back into an allowed set (`project_`), the nearest product of the same rank takes its place.
 
+    The native export is dense: it holds the product, in as many bytes as without factors, and a budget in bytes counts those.
+    `nbytes` are the bytes of coefficients, bases and all else that is not in the product; `evaluate`, given the summary or the
+    result of a run on it, scores and reports both forms.
+
     Args:
         inner: the summary, taken over.
         name: of the parameter in it.
@@ -74,7 +78,9 @@ class FactorisedSummary(Summary):
     def __init__(self, inner: Summary, name: str, role: str, bases: int, rows: int) -> None:
         super().__init__()
         self.inner, self.role = inner, role
-        self.exact_export = inner.exact_export
+        # What is paid for are the factors, which the dense export does not show.
+        self.exact_export = False
+        self.signed_labels, self.versions = inner.signed_labels, inner.versions
         path, _, self._attribute = name.rpartition(".")
         self._path = path
         value = inner.get_submodule(path)._parameters.pop(self._attribute)

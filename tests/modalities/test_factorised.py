@@ -9,8 +9,8 @@ import pytest
 import scipy.sparse as sp
 import torch
 
-from datastill import distill
-from datastill.checks.toy import ToyModality
+from datastill import distill, evaluate
+from datastill.checks.toy import ToyModality, ToySummary
 from datastill.errors import InputError
 from datastill.modalities.base import Modality
 from datastill.modalities.factorised import factorise
@@ -97,6 +97,48 @@ def test_projection_keeps_the_rank() -> None:
     assert float(torch.maximum(values - high, low - values).max()) < 0.6 * float(high - low)
     result = distill(modality, summary, DistributionMatching(real_size=4), steps=3, lr=0.1, progress=False)
     assert result.export().tensors[0].shape == (8, 1, 6, 6)
+
+
+def test_both_sizes_are_scored_and_reported() -> None:
+    modality = ToyModality(points=30, width=6)
+    summary = factorise(modality.summary([4, 4, 4], rng=generator(0)), 2)
+    result = distill(
+        modality, summary, DistributionMatching(real_size=4), steps=2, lr=0.1, validate_every=0, progress=False
+    )
+    found = evaluate(result, seeds=1, learners=["ntk"], baselines=False, progress=False)
+    sizes = {row.data: (row.points, row.nbytes) for row in found.rows}
+    # float32 coefficients 12 x 2 and bases 2 x 6, or points 12 x 6; and 12 int64 labels either way.
+    assert sizes == {"summary": (12, 4 * (12 * 2 + 2 * 6) + 8 * 12), "exported": (12, 4 * 12 * 6 + 8 * 12)}
+    both = [row.scores for row in found.rows]
+    assert both[0] == both[1]  # the toy's export rounds nothing
+
+
+def test_solved_labels_are_signed_where_those_of_the_summary_are() -> None:
+    rng = generator("signed")
+    labels = torch.arange(90) % 3
+    images = torch.rand(3, 6, 5, generator=rng)[labels] + 0.7 * torch.rand(90, 6, 5, generator=rng)
+    modality = ImageModality(images[:60], labels[:60], validation=(images[60:], labels[60:])).to(dtype=torch.float64)
+    plain = modality.summary([2, 1, 3], rng=generator(0), labels="signed", clamp=False).double()
+    summary = factorise(plain, 3, role="points")
+    objective = KernelRidge(ridge=1e-3, real_size=None, solve_labels=True, solve_size=None)
+    objective.start(modality, summary)
+    objective.settle()
+    kernel, real, points = modality.kernel(), modality.real(), summary().inputs.detach()
+    gram, cross = kernel(points, points).numpy(), kernel(real.inputs, points).numpy()
+    ridge = 1e-3 * np.trace(gram) / len(gram)  # relative to the mean of the diagonal
+    predict = np.linalg.solve(gram + ridge * np.eye(6), cross.T).T
+    best, *_ = np.linalg.lstsq(predict, np.eye(3)[real.targets.numpy()] - 1 / 3, rcond=None)
+    found = summary().targets.detach().numpy()
+    np.testing.assert_allclose(found, best + 1 / 3, rtol=1e-4, atol=1e-5)
+    assert found.min() < -0.01  # distributions would have no such entries
+
+
+def test_versions_stay_known() -> None:
+    class Versions(ToySummary):
+        versions = 2
+
+    inner = Versions(torch.rand(6, 4, generator=generator(0)), torch.arange(6) // 2)
+    assert factorise(inner, 2).versions == 2
 
 
 def test_refusals() -> None:
