@@ -29,19 +29,35 @@ _SCORING = (
     "memory",
 )  # options that do not change what is distilled
 
-# For each kind of data: the function that condenses it, and the one that finds it.
+# For each kind of data: the function that condenses it, the one that finds it, and the one that makes the target dataset of both.
 _KINDS = {
-    "image": ("datastill.condense.images:condense_images", "datastill.sources:read_images"),
-    "text": ("datastill.condense.text:condense_text", "datastill.sources:read_texts"),
-    "graph": ("datastill.condense.graph:condense_graph", "datastill.sources:read_graph_source"),
-    "graphs": ("datastill.condense.graphs:condense_graphs", "datastill.sources_graphs:read_graph_sets"),
-    "interactions": ("datastill.condense.interactions:condense_interactions", "datastill.sources:read_logs"),
+    "image": (
+        "datastill.condense.images:condense_images",
+        "datastill.sources:read_images",
+        "datastill.condense.images:target",
+    ),
+    "text": ("datastill.condense.text:condense_text", "datastill.sources:read_texts", "datastill.condense.text:target"),
+    "graph": (
+        "datastill.condense.graph:condense_graph",
+        "datastill.sources:read_graph_source",
+        "datastill.condense.graph:target",
+    ),
+    "graphs": (
+        "datastill.condense.graphs:condense_graphs",
+        "datastill.sources_graphs:read_graph_sets",
+        "datastill.condense.graphs:target",
+    ),
+    "interactions": (
+        "datastill.condense.interactions:condense_interactions",
+        "datastill.sources:read_logs",
+        "datastill.condense.interactions:target",
+    ),
 }
 
 
 def condense(kind: str, arguments: Sequence[str]) -> None:
     """Condense data of one kind, score the summary, and write the run folder."""
-    function, source = (_find(place) for place in _KINDS[kind])
+    function, source, _ = (_find(place) for place in _KINDS[kind])
     parser = make_parser(kind, (inspect.getdoc(function) or "").split("\n")[0])
     from_source = add_options(parser, source, skip=("seed",))
     taken = [*from_source, *_given_by(kind), "out", "progress", "callbacks"]
@@ -96,17 +112,20 @@ def evaluate_run(arguments: Sequence[str]) -> None:
     parser = make_parser("evaluate", about)
     parser.add_argument("run", type=str, help="run folder of `datastill image`, `text`, `graph` or `interactions`")
     parser.add_argument("--data", type=str | None, default=None, help="where the target data lie now, if they moved")
+    parser.add_argument("--device", type=str | None, default=None, help="where to train and score; default: the CPU")
     parser.add_argument(
         "--memory", type=str | None, default=None, help="bytes that may be used, such as 4GiB; default: what is free"
     )
     _add_evaluation(parser)
     options = vars(parser.parse_args(with_dashes(arguments)))
     require(options["seeds"] > 0, f"seeds must be at least 1, got {options['seeds']}.")
+    check_device(options["device"])
     folder = Path(options["run"])
     stored = artifact.load(folder)
     kind, used = _read_settings(folder)
     if kind != stored.kind:
         raise ArtifactError(f"{folder / SETTINGS} is of a run on {kind} data, the artifact holds {stored.kind} data.")
+    used["out"] = folder  # which may have moved
     if options["data"] is not None:
         used["data"] = options["data"]
     with memory.limit(options["memory"]):
@@ -117,7 +136,7 @@ def evaluate_run(arguments: Sequence[str]) -> None:
             )
         evaluation = evaluate(
             stored,
-            modality,
+            modality.to(options["device"]),
             seeds=options["seeds"],
             learners=_listed(options["learners"]),
             baselines=_baselines(options["baselines"]),
@@ -165,12 +184,15 @@ def run_demo(arguments: Sequence[str]) -> None:
 
 
 def open_modality(kind: str, options: dict[str, Any]) -> Modality:
-    """The target dataset as the command `kind` with these options reads it."""
-    function, source = (_find(place) for place in _KINDS[kind])
-    known, taken = inspect.signature(source).parameters, inspect.signature(function).parameters
+    """The target dataset of the command `kind` with these options.
+
+    Those that decide something else, such as budgets and the device, are left alone: what they need may not be here any more.
+    """
+    _, source, target = (_find(place) for place in _KINDS[kind])
+    known, taken = inspect.signature(source).parameters, inspect.signature(target).parameters
     found = source(**{name: value for name, value in options.items() if name in known})
     rest = {name: value for name, value in options.items() if name in taken and name not in found}
-    modality: Modality = function.job(**found, **rest).modality
+    modality: Modality = target(**found, **rest)
     return modality
 
 

@@ -75,7 +75,7 @@ def test_the_version(shell: Shell) -> None:
         ("graph", ("--data", "--ratio", "--root", "--download", "--recipe")),
         ("graphs", ("--data", "--per-class", "--nodes", "--adjacency")),
         ("interactions", ("--data", "--users", "--min-rating")),
-        ("evaluate", ("run", "--learners", "--data", "--baselines", "k-center")),
+        ("evaluate", ("run", "--learners", "--data", "--device", "--baselines", "k-center")),
         ("report", ("run",)),
         ("recipes", ("name",)),
         ("demo", ("--out", "--seed", "--quick")),

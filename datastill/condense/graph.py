@@ -21,6 +21,31 @@ _IN_MEMORY = (
 )  # numbers in the features of a graph, 1 GiB; of larger ones a run folder keeps the propagated in files
 
 
+def target(
+    data: Any,
+    *,
+    recipe: str | Recipe | None = None,
+    split: SplitChoice = 0,
+    setting: Literal["transductive", "inductive"] = "transductive",
+    unlabelled: Literal["ignore", "teach"] | None = None,
+    cache: str | Path | None = None,
+    seed: int = 0,
+    out: str | Path | None = None,
+) -> GraphModality:
+    """The target dataset of `condense_graph` with these arguments, which are all that decide it and where it is kept."""
+    if unlabelled is None:
+        asked = find_recipe(recipe, "graph").target.get("unlabelled", "ignore")
+        unlabelled = asked if setting == "transductive" else "ignore"
+    if (
+        cache is None
+        and out is not None
+        and isinstance(getattr(data, "x", None), torch.Tensor)
+        and data.x.numel() > _IN_MEMORY
+    ):
+        cache = Path(out) / "propagated"
+    return GraphModality(data, split=split, setting=setting, unlabelled=unlabelled, cache=cache, seed=seed)
+
+
 @condenser
 def condense_graph(
     data: Any,
@@ -101,16 +126,9 @@ def condense_graph(
     chosen = find_recipe(recipe, "graph")
     if adjacency is not None:
         chosen = _with_adjacency(chosen, adjacency)
-    if unlabelled is None:
-        unlabelled = chosen.target.get("unlabelled", "ignore") if setting == "transductive" else "ignore"
-    if (
-        cache is None
-        and out is not None
-        and isinstance(getattr(data, "x", None), torch.Tensor)
-        and data.x.numel() > _IN_MEMORY
-    ):
-        cache = Path(out) / "propagated"
-    modality = GraphModality(data, split=split, setting=setting, unlabelled=unlabelled, cache=cache, seed=seed)
+    modality = target(
+        data, recipe=chosen, split=split, setting=setting, unlabelled=unlabelled, cache=cache, seed=seed, out=out
+    )
     stored = {} if codec is None else {"codec": codec}
     if per_class is not None:
         counts: Sequence[int] = [per_class] * modality.num_classes

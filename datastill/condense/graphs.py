@@ -17,6 +17,20 @@ from datastill.modalities.graphs_data import Splits
 from datastill.recipe import Recipe
 
 
+def target(
+    data: Any,
+    *,
+    recipe: str | Recipe | None = None,
+    split: Splits | None = None,
+    metric: Literal["accuracy", "roc_auc"] | None = None,
+    integers: Literal["onehot", "number"] | None = None,
+    seed: int = 0,
+) -> GraphsModality:
+    """The target dataset of `condense_graphs` with these arguments, which are all that decide it."""
+    asked = {**find_recipe(recipe, "graphs").target, **({} if integers is None else {"integers": integers})}
+    return GraphsModality(data, split=split, metric=metric, seed=seed, **asked)
+
+
 @condenser
 def condense_graphs(
     data: Any,
@@ -81,8 +95,7 @@ def condense_graphs(
         chosen = _with_adjacency(chosen, adjacency)
     if nodes is not None:
         chosen = dataclasses.replace(chosen, summary={**chosen.summary, "nodes": check_count("nodes", nodes)})
-    target = {**chosen.target, **({} if integers is None else {"integers": integers})}
-    modality = GraphsModality(data, split=split, metric=metric, seed=seed, **target)
+    modality = target(data, recipe=chosen, split=split, metric=metric, integers=integers, seed=seed)
     counts: Sequence[int] = [per_class or 10] * modality.num_groups
     stored: dict[str, Any] = {} if codec is None else {"codec": codec}
     if nbytes is not None and per_class is not None:

@@ -19,6 +19,48 @@ _USERS = 500
 _WEIGHTED_BYTES = PAIR_BYTES + 4  # a row with its weight
 
 
+def target(
+    logs: Any,
+    *,
+    recipe: str | Recipe | None = None,
+    user_column: str | None = None,
+    item_column: str | None = None,
+    rating_column: str | None = None,
+    min_rating: float | None = None,
+    time_column: str | None = None,
+    split_column: str | None = None,
+    validation: float = 0.1,
+    test: float = 0.1,
+    split: str = "random",
+    core: int = 1,
+    duplicates: str = "once",
+    unseen: str = "keep",
+    max_items: int | None = 20_000,
+    store: str | Path | None = None,
+    seed: int = 0,
+) -> InteractionsModality:
+    """The target dataset of `condense_interactions` with these arguments, which are all that decide it and where it is kept."""
+    return InteractionsModality.from_logs(
+        logs,
+        user_column=user_column,
+        item_column=item_column,
+        rating_column=rating_column,
+        min_rating=min_rating,
+        time_column=time_column,
+        split_column=split_column,
+        validation=validation,
+        test=test,
+        split=split,
+        core=core,
+        duplicates=duplicates,
+        unseen=unseen,
+        max_items=max_items,
+        store=store,
+        seed=seed,
+        **find_recipe(recipe, "interactions").target,
+    )
+
+
 @condenser
 def condense_interactions(
     logs: Any,
@@ -97,8 +139,9 @@ def condense_interactions(
         check_count("users", users)
     one_budget(interactions=interactions, nbytes=nbytes)
     chosen = find_recipe(recipe, "interactions")
-    modality = InteractionsModality.from_logs(
+    modality = target(
         logs,
+        recipe=chosen,
         user_column=user_column,
         item_column=item_column,
         rating_column=rating_column,
@@ -114,7 +157,6 @@ def condense_interactions(
         max_items=max_items,
         store=store,
         seed=seed,
-        **chosen.target,
     )
     weighted = chosen.summary.get("sampler") == "weights"
     most = min(len(modality.trained), _USERS) if users is None else users
