@@ -6,7 +6,7 @@ import copy
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -14,41 +14,48 @@ from torch import Tensor
 from datastill.backbones.base import Learner, Predictor
 from datastill.backbones.batch import Batch
 from datastill.backbones.steps import aligned
+from datastill.errors import check_count, check_number, require, unknown_name
 from datastill.rng import generator, isolated
+
+Optimizer = Literal["adam", "adamw", "sgd"]
+Schedule = Literal["constant", "cosine", "drop"]
+TrainingLoss = Literal["task", "squared"]
 
 
 @dataclass(frozen=True)
 class Protocol:
     """How a learner is trained in evaluation. Plain data, so that a table can state it.
 
+    An `InputError` says which value is not allowed.
+
     Attributes:
-        steps: optimiser steps.
+        steps: optimiser steps; 0 leaves the learner as it begins.
         epochs: in place of `steps`, passes over the points; the last batch of a pass may then be smaller.
         optimizer: "adam", "adamw" or "sgd".
-        lr: first learning rate.
-        momentum: of "sgd".
-        weight_decay: L2 penalty (decoupled for "adamw").
+        lr: first learning rate, above 0.
+        momentum: of "sgd", in [0, 1).
+        weight_decay: at least 0, the L2 penalty (decoupled for "adamw").
         batch_size: points a step; None takes all of them.
         schedule: "constant", "cosine" (to `floor`) or "drop" (times `drop_factor` at each of `drops`).
         drops: parts of the run, in (0, 1), after which the rate drops.
-        drop_factor: what the rate is multiplied by there.
+        drop_factor: what the rate is multiplied by there, above 0.
         restart: whether the optimiser forgets its state (momentum) where the rate drops.
         warmup: steps in which the rate rises linearly to `lr`, before the cosine begins.
-        floor: share of `lr` at which the cosine ends.
+        floor: share of `lr` at which the cosine ends, in [0, 1].
         augment: whether the modality's augmentation is applied; a string names one of `Modality.augmenter`.
         loss: "task" (the modality's), or "squared": half the squared distance to `encode(targets)`, summed over outputs.
-        target_scale: what encoded targets are multiplied by, for "squared".
+        target_scale: what encoded targets are multiplied by, for "squared"; above 0.
         centred: whether what is trained is the learner minus its initial outputs.
         validate_every: steps between validations that pick the best moment; None keeps the last step.
     """
 
     steps: int = 300
-    optimizer: Literal["adam", "adamw", "sgd"] = "adam"
+    optimizer: Optimizer = "adam"
     lr: float = 1e-3
     momentum: float = 0.9
     weight_decay: float = 0.0
     batch_size: int | None = 256
-    schedule: Literal["constant", "cosine", "drop"] = "cosine"
+    schedule: Schedule = "cosine"
     augment: bool | str = False
     validate_every: int | None = None
     epochs: int | None = None
@@ -57,9 +64,38 @@ class Protocol:
     restart: bool = False
     warmup: int = 0
     floor: float = 0.0
-    loss: Literal["task", "squared"] = "task"
+    loss: TrainingLoss = "task"
     target_scale: float = 1.0
     centred: bool = False
+
+    def __post_init__(self) -> None:
+        for field, least in (("steps", 0), ("warmup", 0)):
+            check_count(field, getattr(self, field), least=least)
+        for field, least in (("epochs", 0), ("batch_size", 1), ("validate_every", 1)):
+            if getattr(self, field) is not None:
+                check_count(field, getattr(self, field), least=least)
+        for field, names in (("optimizer", Optimizer), ("schedule", Schedule), ("loss", TrainingLoss)):
+            if getattr(self, field) not in get_args(names):
+                raise unknown_name(field, getattr(self, field), get_args(names))
+        for field in ("lr", "drop_factor", "target_scale"):
+            check_number(field, getattr(self, field), lambda value: value > 0, "a positive number")
+        check_number("momentum", self.momentum, lambda value: 0 <= value < 1, "a number in [0, 1)")
+        check_number("weight_decay", self.weight_decay, lambda value: value >= 0, "a number of at least 0")
+        check_number("floor", self.floor, lambda value: 0 <= value <= 1, "a number in [0, 1]")
+        require(
+            isinstance(self.drops, tuple) and (self.schedule != "drop" or len(self.drops) > 0),
+            f"drops must be a tuple of parts of the run, such as (0.5,), got {self.drops!r}.",
+        )
+        for moment in self.drops:
+            check_number("Each of drops", moment, lambda value: 0 < value < 1, "a number in (0, 1)")
+        for field in ("restart", "centred"):
+            require(
+                isinstance(getattr(self, field), bool), f"{field} must be True or False, got {getattr(self, field)!r}."
+            )
+        require(
+            isinstance(self.augment, bool | str),
+            f"augment must be True, False or the name of an augmentation, got {self.augment!r}.",
+        )
 
     def batches(self, points: int) -> Iterator[int]:
         """Sizes of the batches of one pass over `points`."""

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import difflib
 import importlib
-from collections.abc import Iterable
+import math
+from collections.abc import Callable, Iterable
 from types import ModuleType
 from typing import Any
 
@@ -76,11 +77,17 @@ def check_count(name: str, value: Any, *, least: int = 1) -> int:
     return value
 
 
+def check_number(name: str, value: Any, allowed: Callable[[float], bool], said: str) -> float:
+    """`value` as a finite float that is `allowed`, in words `said`, or an `InputError` that names the parameter."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not math.isfinite(value) or not allowed(value):
+        raise InputError(f"{name} must be {said}, got {value!r}.")
+    return float(value)
+
+
 def check_ratio(name: str, value: Any) -> float:
     """`value` as a float in (0, 1], or an `InputError` that names the parameter."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 1:
-        raise InputError(f"{name} must be a number in (0, 1], got {value!r}.")
-    return float(value)
+    return check_number(name, value, lambda ratio: 0 < ratio <= 1, "a number in (0, 1]")
 
 
 def check_device(value: Any) -> None:

@@ -162,7 +162,7 @@ def evaluate(
         raise InputError("evaluate() needs modality, the target dataset, unless it is given a Result.")
     target = modality
     rules = Rules.of(protocol, target, learned)
-    names = list(learners or [rules.learner])
+    names = _listed(learners) or [rules.learner]
     for name in names:
         if not target.knows(name):
             raise unknown_name(f"{target.kind} learner", name, (*target.learners, *target.kernels, *target.fitted))
@@ -217,6 +217,14 @@ def evaluate(
             seconds = time.perf_counter() - began
             rows.append(Row(what, name, scores, size.points, size.nbytes, seconds, rules.name))
     return Evaluation(target.metric, rows, rules.stated())
+
+
+def _listed(learners: Sequence[str] | None) -> list[str]:
+    """The names in the argument `learners` of `evaluate`; an `InputError` for anything but a list of strings."""
+    require(not isinstance(learners, str), f"learners must be a list of names, such as [{learners!r}].")
+    named = learners is None or (isinstance(learners, Sequence) and all(isinstance(name, str) for name in learners))
+    require(named, f'learners must be a list of names, such as ["convnet"], or None, got {learners!r}.')
+    return list(learners or ())
 
 
 def baseline_methods(baselines: bool | Sequence[str]) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ from typing import Any
 from datastill.backbones.base import Predictor
 from datastill.backbones.batch import Batch
 from datastill.backbones.training import Protocol
-from datastill.errors import InputError
+from datastill.errors import InputError, require
 from datastill.modalities.base import Modality, Published
 from datastill.rng import generator
 
@@ -28,6 +28,10 @@ class Rules:
 
     @classmethod
     def of(cls, protocol: str | Protocol | None, target: Modality, learned: Mapping[str, Any]) -> Rules:
+        require(
+            protocol is None or isinstance(protocol, str | Protocol),
+            f"protocol must be the name of a published protocol, a Protocol or None, got {protocol!r}.",
+        )
         if not isinstance(protocol, str):
             return cls(target, given=protocol)
         published = target.published_protocol(protocol)

@@ -104,6 +104,22 @@ def test_refusals() -> None:
         evaluate(summary, modality, seeds=0)
 
 
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"learners": "mlp"}, r"learners must be a list of names, such as \['mlp'\]\."),
+        ({"learners": [3]}, r"learners must be a list of names, such as \[\"convnet\"\], or None, got \[3\]\."),
+        ({"learners": 3}, r"learners must be a list of names, .*, or None, got 3\."),
+        ({"protocol": 3}, r"protocol must be the name of a published protocol, a Protocol or None, got 3\."),
+        ({"protocol": ["dsa"]}, r"protocol must be the name of a published protocol, .* got \['dsa'\]\."),
+    ],
+)
+def test_arguments_of_another_kind_are_refused_in_words(given: dict[str, Any], said: str) -> None:
+    modality = ToyModality()
+    with pytest.raises(InputError, match=said):
+        evaluate(modality.summary([1, 1, 1], rng=generator("eval")), modality, progress=False, **given)
+
+
 PUBLISHED = {
     "paper": Published(paper="", learner="mlp", training=Protocol(steps=30, lr=0.05, loss="squared", target_scale=2.0)),
     "learned": Published(paper="", learner="mlp", training=Protocol(steps=3), learned_lr=True),

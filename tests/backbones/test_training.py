@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ from torch.nn import functional as F
 from datastill.backbones.batch import Batch
 from datastill.backbones.mlp import MLP
 from datastill.backbones.training import Centred, Protocol, learning_rate, train
+from datastill.errors import InputError
 from datastill.rng import generator, isolated
 
 
@@ -109,3 +112,48 @@ def test_centred_learner_begins_at_zero_and_moves_by_the_same_gradients() -> Non
         (0.5 * (plain(batch.inputs) - shift - targets).square().sum(1).mean()).backward()
         optimizer.step()
     assert torch.allclose(centred(batch.inputs), plain(batch.inputs) - shift, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"optimizer": "rmsprop"}, r"Unknown optimizer 'rmsprop'.* Known: adam, adamw, sgd\."),
+        ({"optimizer": "adamm"}, "Did you mean 'adam'"),
+        ({"schedule": "steps"}, r"Unknown schedule 'steps'.* Known: constant, cosine, drop\."),
+        ({"loss": "squares"}, "Unknown loss 'squares'. Did you mean 'squared'"),
+        ({"steps": -1}, "steps must be an integer of at least 0, got -1"),
+        ({"steps": 1.5}, "steps must be an integer of at least 0, got 1.5"),
+        ({"epochs": -3}, "epochs must be an integer of at least 0, got -3"),
+        ({"warmup": -1}, "warmup must be an integer of at least 0, got -1"),
+        ({"batch_size": 0}, "batch_size must be an integer of at least 1, got 0"),
+        ({"validate_every": 0}, "validate_every must be an integer of at least 1, got 0"),
+        ({"lr": 0}, "lr must be a positive number, got 0"),
+        ({"lr": -0.1}, "lr must be a positive number, got -0.1"),
+        ({"lr": float("nan")}, "lr must be a positive number, got nan"),
+        ({"lr": float("inf")}, "lr must be a positive number, got inf"),
+        ({"lr": "0.1"}, "lr must be a positive number, got '0.1'"),
+        ({"momentum": 1.0}, r"momentum must be a number in \[0, 1\), got 1.0"),
+        ({"weight_decay": -1e-4}, "weight_decay must be a number of at least 0, got -0.0001"),
+        ({"floor": 2}, r"floor must be a number in \[0, 1\], got 2"),
+        ({"drops": (0.5, 1.0)}, r"Each of drops must be a number in \(0, 1\), got 1.0"),
+        ({"drops": (0,)}, r"Each of drops must be a number in \(0, 1\), got 0"),
+        ({"drops": 0.5}, "drops must be a tuple of parts of the run"),
+        ({"drops": (), "schedule": "drop"}, "drops must be a tuple of parts of the run"),
+        ({"drop_factor": 0}, "drop_factor must be a positive number, got 0"),
+        ({"target_scale": -1.0}, "target_scale must be a positive number, got -1.0"),
+        ({"restart": 1}, "restart must be True or False, got 1"),
+        ({"augment": None}, "augment must be True, False or the name of an augmentation, got None"),
+    ],
+)
+def test_what_no_training_can_follow_is_refused(given: dict[str, Any], said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        Protocol(**given)
+    with pytest.raises(InputError, match=said):
+        dataclasses.replace(Protocol(), **given)
+
+
+def test_the_ends_of_what_is_allowed() -> None:
+    assert Protocol(steps=0, epochs=0, warmup=0, batch_size=None, momentum=0, floor=1, drops=()).total_steps(5) == 0
+    before = [value.clone() for value in net().parameters()]
+    left = train(net(), data(), loss=F.cross_entropy, protocol=Protocol(steps=0), seed=0)
+    assert all(torch.equal(a, b) for a, b in zip(before, left.parameters()))
