@@ -83,8 +83,9 @@ def same_training(modality: Modality, one: str, other: str) -> bool:
     """Whether two published protocols train alike, as those of DSA and DM, so that one baseline serves both."""
     if any(LIBRARY in name or "/" in name for name in (one, other)):
         return one == other
+    alike = "learner", "training", "steps_by_points", "unit_scale_classes", "learned_lr", "rates", "ridges"
     rules = [modality.published_protocol(name) for name in (one, other)]
-    return rules[0].on(1, 1) == rules[1].on(1, 1) and rules[0].learner == rules[1].learner
+    return all(getattr(rules[0], name) == getattr(rules[1], name) for name in alike)
 
 
 def parsed(value: str) -> Any:

@@ -142,13 +142,15 @@ def evaluate(
         baseline_space: of the features by which these methods choose, or the learner that some of them train: the `space` of
             `coreset`. Recipes of images, such as "herding", choose in that of a trained "convnet".
         protocol: how to train. A name of `modality.published`, such as "dsa" of images, follows a paper's rules, but never
-            selects on test data; a `Protocol` holds for every learner; None is the modality's own for each learner.
+            selects on test data, and says nothing of kernels if it is of networks, or the other way round; a `Protocol` holds
+            for every learner; None is the modality's own for each learner.
         seed: of everything random.
         progress: whether a progress bar is shown on stderr.
 
     Raises:
-        InputError: for an unknown learner, baseline or protocol, if `modality` is needed and missing, or if the protocol
-            needs a learning rate that was learned with the summary and `data` brings none.
+        InputError: for an unknown learner, baseline or protocol, for a learner that the protocol says nothing of, if `modality`
+            is needed and missing, or if the protocol needs a learning rate that was learned with the summary and `data` brings
+            none.
     """
     check_count("seeds", seeds)
     learned: Mapping[str, Any] = {}
@@ -164,8 +166,7 @@ def evaluate(
     rules = Rules.of(protocol, target, learned)
     names = _listed(learners) or [rules.learner]
     for name in names:
-        if not target.knows(name):
-            raise unknown_name(f"{target.kind} learner", name, (*target.learners, *target.kernels, *target.fitted))
+        rules.check_learner(name)
 
     methods = baseline_methods(baselines)
     check_space(target, baseline_space)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
+import math
 import statistics
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from datastill.backbones.base import Predictor
 from datastill.backbones.batch import Batch
 from datastill.backbones.training import Protocol
-from datastill.errors import InputError, require
+from datastill.errors import require, unknown_name
 from datastill.modalities.base import Modality, Published
 from datastill.rng import generator
 
@@ -27,7 +28,12 @@ class Rules:
     rates: tuple[float, ...] = ()
 
     @classmethod
-    def of(cls, protocol: str | Protocol | None, target: Modality, learned: Mapping[str, Any]) -> Rules:
+    def named(cls, protocol: str | Protocol | None, target: Modality) -> Rules:
+        """The rules of `protocol` before anything is learned: to be checked, or trained by where they ask for no learned rate.
+
+        Raises:
+            InputError: for a protocol that `target` does not have.
+        """
         require(
             protocol is None or isinstance(protocol, str | Protocol),
             f"protocol must be the name of a published protocol, a Protocol or None, got {protocol!r}.",
@@ -35,19 +41,61 @@ class Rules:
         if not isinstance(protocol, str):
             return cls(target, given=protocol)
         published = target.published_protocol(protocol)
-        rates = published.rates
-        if published.learned_lr:
-            found = learned.get("inner_lr")
-            if not found:
-                raise InputError(
-                    f"protocol {protocol!r} trains with the learning rate that was learned with the summary, which comes with a "
-                    "Result or an Artifact of an objective that learns one: give that, or another protocol."
-                )
-            rates = (statistics.fmean(found if isinstance(found, list) else [found]),)
-        return cls(target, protocol, published, rates=rates)
+        return cls(target, protocol, published, rates=published.rates)
+
+    @classmethod
+    def of(cls, protocol: str | Protocol | None, target: Modality, learned: Mapping[str, Any]) -> Rules:
+        """The rules of `protocol`, with the learning rate of `learned` where they ask for one.
+
+        Raises:
+            InputError: for a protocol that `target` does not have, or what `check_learned` refuses.
+        """
+        rules = cls.named(protocol, target)
+        rules.check_learned(learned)
+        if rules.published is None or not rules.published.learned_lr:
+            return rules
+        return replace(rules, rates=(_learned_rate(learned),))
+
+    def check_learned(self, learned: Mapping[str, Any]) -> None:
+        """Raise `InputError` if a learning rate is needed and `learned`, as `Objective.learned` gives it, has none above 0."""
+        if self.published is None or not self.published.learned_lr:
+            return
+        require(
+            learned.get("inner_lr") not in (None, []),
+            f"protocol {self.name!r} trains with the learning rate that was learned with the summary, which comes with a Result "
+            "or an Artifact of an objective that learns one: give that, or another protocol.",
+        )
+        rate = _learned_rate(learned)
+        require(
+            0 < rate < math.inf,
+            f"protocol {self.name!r} trains with the learning rate that was learned with the summary, which must be a positive "
+            f"number, got {rate!r}: give another protocol.",
+        )
+
+    def check_learner(self, name: str) -> None:
+        """Raise `InputError` unless the target dataset knows the learner or kernel `name` and the protocol trains such ones."""
+        target, published = self.target, self.published
+        if not target.knows(name):
+            raise unknown_name(f"{target.kind} learner", name, (*target.learners, *target.kernels, *target.fitted))
+        if published is None:
+            return
+        kernel = target.is_kernel(name)
+        if published.training is None:
+            require(
+                kernel,
+                f"protocol {self.name!r} fits a kernel and says nothing of how {name!r} is trained: ask for a kernel, such as "
+                f"{published.learner!r}, or leave the protocol out.",
+            )
+            return
+        require(
+            not kernel and name not in target.fitted,
+            f"protocol {self.name!r} trains a network and says nothing of how {name!r} is fitted: ask for a network, such as "
+            f"{published.learner!r}, or leave the protocol out.",
+        )
 
     @property
     def learner(self) -> str:
+        """What is trained unless another one is asked for."""
         if self.published is not None:
             return self.published.learner
         return self.target.evaluator or self.target.learners[0]
@@ -56,12 +104,11 @@ class Rules:
         """Train on `batch`; of several learning rates the best on the validation split, each from the same start."""
         if self.published is None:
             return self.target.fit(batch, learner, rng=generator(*key), protocol=self.given)
-        rates = () if self.target.is_kernel(learner) else self.rates
-        plans = [self.published.on(len(batch), self.target.num_groups, full=full, lr=rate) for rate in rates or (None,)]
-        trained = [
-            self.target.fit(batch, learner, rng=generator(*key), protocol=plan, ridges=self.published.ridges)
-            for plan in plans
-        ]
+        if self.published.training is None:
+            return self.target.fit(batch, learner, rng=generator(*key), ridges=self.published.ridges)
+        groups = self.target.num_groups
+        plans = [self.published.on(len(batch), groups, full=full, lr=rate) for rate in self.rates or (None,)]
+        trained = [self.target.fit(batch, learner, rng=generator(*key), protocol=plan) for plan in plans]
         if len(trained) == 1:
             return trained[0]
         return max(trained, key=lambda one: self.target.score(one, "validation")[self.target.metric])
@@ -71,3 +118,9 @@ class Rules:
         if self.name is None or self.published is None:
             return {}
         return {self.name: json.loads(json.dumps(asdict(self.published)))}
+
+
+def _learned_rate(learned: Mapping[str, Any]) -> float:
+    """The learned rate, or the mean of those that were learned for each step."""
+    found = learned["inner_lr"]
+    return statistics.fmean(found if isinstance(found, list) else [found])

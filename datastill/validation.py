@@ -10,7 +10,7 @@ import torch
 
 from datastill import processes
 from datastill.backbones.training import Protocol
-from datastill.errors import check_count, require, unknown_name
+from datastill.errors import check_count, require
 from datastill.modalities.base import Modality, Summary
 from datastill.rng import derive_seed, isolated
 from datastill.rules import Rules
@@ -34,19 +34,22 @@ class Validation:
     seeds: int = 1
     select_on: Literal["summary", "export"] = "summary"
 
-    def check(self) -> None:
-        """Raise `InputError` for a learner or protocol that the modality does not have, or another value not allowed."""
-        known = self.modality
+    def check(self, learned: Mapping[str, Any] | None = None) -> None:
+        """Raise `InputError` for values that are not allowed, such as a learner that the protocol says nothing of.
+
+        Args:
+            learned: what is learned beside the summary, as an objective that has started gives it: a protocol that trains by a
+                learned rate needs one in it. None leaves that out.
+        """
         check_count("validation_seeds", self.seeds)
         require(
             self.select_on in ("summary", "export"),
             f"select_on must be 'summary' or 'export', got {self.select_on!r}.",
         )
-        if self.learner is not None and not known.knows(self.learner):
-            names = (*known.learners, *known.kernels, *known.fitted)
-            raise unknown_name(f"{known.kind} learner", self.learner, names)
-        if isinstance(self.protocol, str):
-            known.published_protocol(self.protocol)
+        rules = Rules.named(self.protocol, self.modality)
+        rules.check_learner(self.learner or rules.learner)
+        if learned is not None:
+            rules.check_learned(learned)
 
     def score(self, summary: Summary, *, seed: int, learned: Mapping[str, Any] | None = None) -> float:
         """The mean of the modality's metric on the validation split, in [0, 1]; all processes get the main one's.

@@ -33,7 +33,7 @@ from datastill.modalities.graphs_features import Integers, features_for
 from datastill.modalities.graphs_initial import INITS, central_graphs, cut, fitting
 from datastill.modalities.graphs_metrics import roc_auc
 from datastill.modalities.graphs_native import StoredGraphs, set_of_tensors, size_of, tensors_of_set, to_list
-from datastill.modalities.graphs_protocols import PUBLISHED
+from datastill.modalities.graphs_protocols import DOSCOND, PUBLISHED
 from datastill.modalities.graphs_summary import GraphsSummary, RoundedGraphsSummary
 from datastill.rng import generator
 
@@ -182,7 +182,7 @@ class GraphsModality(ClassificationModality):
         return ((profile - self._centre.to(profile)) / self._spread.to(profile)).flatten(1)
 
     _PROTOCOLS: ClassVar[dict[str, Protocol]] = {
-        "gcn": PUBLISHED["doscond"].training,
+        "gcn": DOSCOND,
         "profile": Protocol(500, "adam", 1e-2, batch_size=128, schedule="drop", validate_every=25),
     }
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from datastill.backbones.training import Protocol
+from datastill.errors import InputError, require
 
 
 @dataclass(frozen=True)
@@ -16,7 +17,7 @@ class Published:
     Attributes:
         paper: whose tables used it.
         learner: the learner or kernel that was trained, a name that the modality knows.
-        training: how a learner was trained; unused by kernels.
+        training: how a network was trained; None if it was a kernel, for which nothing is trained.
         steps_by_points: (points, steps) pairs where the length of training depends on the size of the summary; a size
             between takes the nearest one by ratio, the longer training at a tie.
         unit_scale_classes: if given, encoded targets are scaled by sqrt(this / classes) beside `training.target_scale`.
@@ -32,7 +33,7 @@ class Published:
 
     paper: str
     learner: str
-    training: Protocol = field(default_factory=Protocol)
+    training: Protocol | None = None
     steps_by_points: tuple[tuple[int, int], ...] = ()
     unit_scale_classes: int | None = None
     learned_lr: bool = False
@@ -43,6 +44,14 @@ class Published:
     trainings: int = 5
     differs: str = ""
 
+    def __post_init__(self) -> None:
+        network = bool(self.steps_by_points or self.unit_scale_classes or self.learned_lr or self.rates)
+        require(
+            not (self.ridges if self.training else network),
+            f"A published protocol of {self.learner!r} must have either training, of a network, or what a kernel is fitted by "
+            "(ridges, or nothing for the modality's): leave the other's options out.",
+        )
+
     def on(self, points: int, groups: int, *, full: bool = False, lr: float | None = None) -> Protocol:
         """The training of a summary of so many points in so many groups.
 
@@ -51,7 +60,12 @@ class Published:
             groups: classes.
             full: whether it is the target dataset itself that is trained on.
             lr: in place of the rate of `training`.
+
+        Raises:
+            InputError: for a protocol of a kernel.
         """
+        if self.training is None:
+            raise InputError(f"The protocol of {self.learner!r} fits a kernel, which has no training of so many steps.")
         changed: dict[str, float | int] = {}
         if self.steps_by_points:
             changed["steps"] = min(self.steps_by_points, key=lambda pair: (abs(math.log(points / pair[0])), -pair[1]))[

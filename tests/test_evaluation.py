@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import statistics
 from typing import Any
@@ -159,6 +160,8 @@ def test_kernel_ridge_by_hand() -> None:
     dataset = modality.subset([2, 2, 2], rng=generator("eval"))
     found = evaluate(dataset, modality, protocol="krr", seeds=1, progress=False)
     assert [row.data for row in found.rows] == ["summary", "random subset"]  # 60 points of full data are too many here
+    stated = json.loads(json.dumps(found.to_json()))["rules"]["krr"]
+    assert (stated["training"], stated["ridges"]) == (None, [1e-6])
     kernel, batch = modality.kernel("ntk"), modality.read(dataset)
     gram = kernel(batch.inputs, batch.inputs).double()
     labels = torch.eye(3, dtype=torch.float64)[batch.targets] - 1 / 3
@@ -185,6 +188,11 @@ def test_a_learned_rate_comes_with_the_result(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(modality, "fit", fit)
     evaluate(result, protocol="learned", seeds=1, progress=False)
     assert used == pytest.approx([0.25] * 3)
+    for rate in (0.0, -0.1, [0.1, -0.3], float("nan")):
+        given = dataclasses.replace(result, learned={"inner_lr": rate})
+        with pytest.raises(InputError, match="must be a positive number, got"):
+            evaluate(given, protocol="learned", seeds=1, progress=False)
+    assert len(used) == 3
 
 
 def test_rates_are_chosen_on_validation(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -82,6 +82,22 @@ def test_a_rate_that_nothing_learns_is_said() -> None:
         scores(DistributionMatching(), validation_protocol="learned")
 
 
+def test_a_missing_rate_is_found_before_any_work() -> None:
+    validation = Validation(Paper(), protocol="learned")
+    validation.check()
+    validation.check({"inner_lr": [0.1, 0.2]})
+    nothing: list[dict[str, Any]] = [{}, {"inner_lr": None}, {"inner_lr": []}]
+    for learned in nothing:
+        with pytest.raises(InputError, match="protocol 'learned' trains with the learning rate that was learned"):
+            validation.check(learned)
+    Validation(Paper(), protocol="paper").check({})
+
+
+def test_a_kernel_cannot_validate_by_the_rules_of_a_network() -> None:
+    with pytest.raises(InputError, match="protocol 'paper' trains a network and says nothing of how 'ntk' is fitted"):
+        scores(DistributionMatching(), validator="ntk", validation_protocol="paper")
+
+
 def test_unknown_protocols_are_refused() -> None:
     with pytest.raises(InputError, match=r"Unknown toy protocol 'papper'. Did you mean 'paper'"):
         scores(DistributionMatching(), validation_protocol="papper")

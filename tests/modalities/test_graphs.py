@@ -131,6 +131,7 @@ def test_metric_of_an_ogb_dataset_is_its_own() -> None:
 def test_published_protocol_is_five_hundred_steps_that_slow_down() -> None:
     modality = small()
     rules = modality.published_protocol("doscond")
+    assert rules.training is not None
     assert (rules.learner, rules.training.steps, rules.training.lr, rules.training.schedule) == (
         "gcn",
         500,

@@ -7,12 +7,16 @@ import torch
 
 from datastill.backbones.batch import Batch
 from datastill.backbones.infinite_conv import parse_kernel
+from datastill.backbones.training import Protocol
 from datastill.backbones.vision import parse_name
 from datastill.errors import InputError
+from datastill.evaluation import evaluate
 from datastill.modalities.augmentation import Augmentation
+from datastill.modalities.base import Published
 from datastill.modalities.image import ImageModality
 from datastill.modalities.image_protocols import PUBLISHED, STRATEGIES, cut_mix, strategy
 from datastill.rng import generator
+from datastill.validation import Validation
 
 LABELS = torch.arange(6) % 3
 
@@ -24,8 +28,50 @@ def batch() -> Batch:
 def test_each_names_a_learner_that_images_have() -> None:
     for name, published in PUBLISHED.items():
         assert published.learner == "ntk" or parse_kernel(published.learner) or parse_name(published.learner), name
+        if published.training is None:
+            assert name.startswith("krr")
+            assert published.learner == "ntk" or parse_kernel(published.learner)
+            with pytest.raises(InputError, match="fits a kernel, which has no training"):
+                published.on(10, 10)
+            continue
+        assert parse_name(published.learner)
         assert published.training.augment in (False, *STRATEGIES)
         assert published.on(10, 10).total_steps(10) > 0
+
+
+@pytest.mark.parametrize(
+    ("protocol", "learner", "said"),
+    [
+        (
+            "krr",
+            "convnet",
+            "protocol 'krr' fits a kernel and says nothing of how 'convnet' is trained: .* such as 'ntk'",
+        ),
+        ("krr-rfad", "mlp", "fits a kernel and says nothing of how 'mlp' is trained: .* such as 'cnngp-avgpool'"),
+        ("dsa", "ntk", "protocol 'dsa' trains a network and says nothing of how 'ntk' is fitted: .* 'convnet-w128'"),
+        ("frepo", "cntk-d1", "trains a network and says nothing of how 'cntk-d1' is fitted"),
+    ],
+)
+def test_a_protocol_says_nothing_of_the_other_kind(
+    protocol: str, learner: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pixels = torch.rand(12, 8, 8, generator=generator(0))
+    labels = torch.arange(12) % 3
+    modality = ImageModality(pixels, labels, validation=(pixels, labels), test=(pixels, labels))
+    monkeypatch.setattr(modality, "fit", lambda *_, **__: pytest.fail("trained before it was refused"))
+    with pytest.raises(InputError, match=said):
+        evaluate((pixels, labels), modality, protocol=protocol, learners=[learner], progress=False)
+    with pytest.raises(InputError, match=said):
+        Validation(modality, learner, protocol).check()
+    Validation(modality, None, protocol).check()
+    Validation(modality, PUBLISHED[protocol].learner, protocol).check()
+
+
+def test_a_published_protocol_is_of_a_network_or_of_a_kernel() -> None:
+    with pytest.raises(InputError, match="must have either training, of a network, or what a kernel is fitted by"):
+        Published(paper="", learner="ntk", rates=(0.1,))
+    with pytest.raises(InputError, match="must have either training, of a network, or what a kernel is fitted by"):
+        Published(paper="", learner="mlp", training=Protocol(), ridges=(0.1,))
 
 
 def test_lengths_of_training() -> None:
