@@ -71,15 +71,20 @@ def condense(kind: str, arguments: Sequence[str]) -> None:
     from datastill import artifact, memory, processes
     from datastill.evaluation import baseline_methods, evaluate
     from datastill.objectives.coresets import check_space
+    from datastill.rules import Rules
 
+    require(
+        options["seeds"] >= 0, f"seeds must be at least 0, which leaves the evaluation out, got {options['seeds']}."
+    )
     with memory.limit(options["memory"]):
         baselines = _baselines(options["baselines"])
         baseline_methods(baselines)  # a wrong name is said before the work, not after
         found = source(**{name: options[name] for name in from_source}, **_seed(source, options))
         chosen = {name: options[name] for name in from_function}
         job = function.job(**found, **chosen, out=folder, progress=not options["quiet"])
-        if options["protocol"] is not None:
-            job.modality.published_protocol(options["protocol"])
+        rules = Rules.named(options["protocol"], job.modality)
+        for name in _listed(options["learners"]) or ():
+            rules.check_learner(name)
         check_space(job.modality, options["baseline_space"])
         if job.modality.scope():
             print(f"Scope: {job.modality.scope()}.")

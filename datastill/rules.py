@@ -73,13 +73,16 @@ class Rules:
         )
 
     def check_learner(self, name: str) -> None:
-        """Raise `InputError` unless the target dataset knows the learner or kernel `name` and the protocol trains such ones."""
+        """Raise `InputError` unless the target dataset knows the learner or kernel `name`, which can read its points, and the
+        protocol trains such ones."""
         target, published = self.target, self.published
         if not target.knows(name):
             raise unknown_name(f"{target.kind} learner", name, (*target.learners, *target.kernels, *target.fitted))
+        kernel = target.is_kernel(name)
+        if not kernel and name not in target.fitted:
+            target.learner(name, rng=generator("fits"))
         if published is None:
             return
-        kernel = target.is_kernel(name)
         if published.training is None:
             require(
                 kernel,

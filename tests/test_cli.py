@@ -117,6 +117,15 @@ def test_as_a_module_and_as_a_command() -> None:
         (("image", "--data", "digits", "--baselines", "herdin"), "Unknown baseline 'herdin'. Did you mean 'herding'?"),
         (("evaluate", "nowhere", "--seeds", "0"), "seeds must be at least 1"),
         (("image", "--data", "digits", "--protocol", "dsaa", "--quiet"), "Did you mean 'dsa'"),
+        (("image", "--data", "digits", "--learners", "convnetz", "--quiet"), "Did you mean 'convnet'"),
+        (("image", "--data", "digits", "--learners", "mlp,lenet", "--quiet"), "lenet"),
+        (
+            ("image", "--data", "digits", "--protocol", "krr", "--learners", "mlp", "--quiet"),
+            "protocol 'krr' fits a kernel",
+        ),
+        (("image", "--data", "digits", "--seeds", "-3", "--quiet"), "seeds must be at least 0"),
+        (("image", "--data", "digits", "--baseline-space", "convnt", "--quiet"), "Did you mean 'convnet'"),
+        (("image", "--data", "digits", "--storage-options", '{"factr": 2}', "--quiet"), "Did you mean 'factor'"),
     ],
 )
 def test_a_mistake_is_one_sentence(shell: Shell, arguments: tuple[str, ...], said: str) -> None:
