@@ -29,11 +29,12 @@ from datastill.modalities.image_generators import Hallucinators
 from datastill.modalities.image_protocols import PUBLISHED, STRATEGIES
 from datastill.modalities.image_protocols import strategy as apply_strategy
 from datastill.modalities.image_scale import PixelScale, blocks_of
-from datastill.modalities.image_storages import FITTED, OPTIONS, check_storage, make_storage
+from datastill.modalities.image_storage import Storage
+from datastill.modalities.image_storages import OPTIONS, blank_storage, check_storage, make_storage
 from datastill.modalities.image_stored import StoredImages, decode_images
 from datastill.modalities.image_styles import StyleAdversary
 from datastill.modalities.image_summary import ImageSummary
-from datastill.rng import fork, generator
+from datastill.rng import fork
 
 INITS = ("real", "noise", "kmeans")
 LABELS = ("hard", "learned", "signed")
@@ -243,7 +244,6 @@ class ImageModality(ClassificationModality):
         if isinstance(init, str) and init not in INITS:
             raise unknown_name("initialisation", init, INITS)
         self._check_counts(counts, limited=isinstance(init, str) and init != "noise")
-        coder = None if codec is None else Codec(codec)
         if isinstance(init, str):
             pixels = torch.cat([self._initial(group, count, init, rng) for group, count in enumerate(counts) if count])
         elif init.is_floating_point():
@@ -252,27 +252,13 @@ class ImageModality(ClassificationModality):
             pixels = init.detach().cpu().float()
         else:
             pixels = self.scale.normalise(self._train.images[self._order[self.check_chosen(init, counts)]])
-        groups = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(list(counts)))
         made = make_storage(storage, pixels, options, seed=fork(rng))
         adversary = None
         if isinstance(made, Hallucinators) and made.styles > 1 and made.diversity > 0:
             adversary = StyleAdversary(
                 self.shape, self.num_classes, styles=made.styles, weight=made.diversity, seed=fork(rng)
             )
-        soft = F.one_hot(groups, self.num_classes).to(torch.float32) if labels != "hard" else None
-        summary = ImageSummary(
-            made,
-            groups,
-            soft,
-            scale=self.scale,
-            clamp=clamp,
-            eight_bit=self._train.images.dtype == torch.uint8,
-            class_names=self.class_names,
-            codec=coder,
-            storage_name=storage,
-            signed_labels=labels == "signed",
-            adversary=adversary,
-        )
+        summary = self._summary_in(made, counts, labels, clamp=clamp, storage=storage, codec=codec, adversary=adversary)
         return summary.to(self.device, self.dtype)
 
     def check_options(
@@ -365,14 +351,24 @@ class ImageModality(ClassificationModality):
         given = labelled_images(dataset, name="dataset")
         return Size(len(given), _bytes_of(given))
 
-    def stored_bytes(self, counts: Sequence[int], *, codec: str | None = None, **options: Any) -> int:
+    def stored_bytes(
+        self,
+        counts: Sequence[int],
+        *,
+        codec: str | None = None,
+        labels: str = "hard",
+        clamp: bool = True,
+        storage: str = "pixels",
+        **options: Any,
+    ) -> int:
         """Bytes that `counts[c]` images of each class take at most, whatever their pixels are and entropy coding saves."""
         plain = None if codec is None else Codec(codec).plain
-        if options.get("storage") in FITTED:
-            options = {**options, "fit": 0}
-        made = self.summary(counts, rng=generator("stored bytes"), init="noise", codec=plain, **options)
+        self.check_options(counts, labels=labels, storage=storage, codec=plain, **options)
+        self._check_counts(counts, limited=False)
+        blank = blank_storage(storage, (sum(counts), *self.shape), options)
+        made = self._summary_in(blank, counts, labels, clamp=clamp, storage=storage, codec=plain)
         # Entropy coding keeps what it does not shorten, behind one byte; lengths in the header may have other digits.
-        return self.size(made.export()).nbytes + (_SLACK if made.coded else 0)
+        return made.nbytes + _SLACK if made.coded else self.size(made.export()).nbytes
 
     def shapes_decide_bytes(self, **options: Any) -> bool:
         """They do."""
@@ -404,6 +400,33 @@ class ImageModality(ClassificationModality):
     def _pick(self, group: int, count: int, rng: torch.Generator) -> Tensor:
         members = self._members[group]
         return members[torch.randperm(len(members), generator=rng)[:count]]
+
+    def _summary_in(
+        self,
+        made: Storage,
+        counts: Sequence[int],
+        labels: str,
+        *,
+        clamp: bool,
+        storage: str,
+        codec: str | None,
+        adversary: StyleAdversary | None = None,
+    ) -> ImageSummary:
+        """The summary of the images in the storage `made`, called `storage`; the other arguments are those of `summary`."""
+        groups = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(list(counts)))
+        return ImageSummary(
+            made,
+            groups,
+            F.one_hot(groups, self.num_classes).to(torch.float32) if labels != "hard" else None,
+            scale=self.scale,
+            clamp=clamp,
+            eight_bit=self._train.images.dtype == torch.uint8,
+            class_names=self.class_names,
+            codec=None if codec is None else Codec(codec),
+            storage_name=storage,
+            signed_labels=labels == "signed",
+            adversary=adversary,
+        )
 
     def _initial(self, group: int, count: int, init: str, rng: torch.Generator) -> Tensor:
         if init == "noise":

@@ -7,13 +7,14 @@ the rest and count in its bytes.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from datastill.errors import check_count, require
-from datastill.modalities.image_storage import Storage
+from datastill.modalities.image_storage import Storage, zeros
 
 
 class Hallucinators(Storage):
@@ -23,15 +24,15 @@ class Hallucinators(Storage):
     back: for 32x32 colour images 5,568 numbers. Bases begin as one of the images that they stand for, styles near the identity.
 
     Args:
-        images: first values (n, c, h, w), at least 3 pixels a side; the styles of a base follow each other.
+        shape: (n, c, h, w) of the images, at least 3 pixels a side; the styles of a base follow each other.
         styles: how many, at least 1.
         diversity: at least 0, weight of the penalty on styles that an adversary finds alike (`StyleAdversary`).
-        fit: steps of Adam that bring the decoded images nearer to `images`.
+        fit: steps of Adam that bring the decoded images nearer to those that it begins from.
     """
 
-    def __init__(self, images: Tensor, styles: int = 5, diversity: float = 0.1, fit: int = 100) -> None:
-        super().__init__()
-        channels, height, width = images.shape[1:]
+    def __init__(self, shape: Sequence[int], styles: int = 5, diversity: float = 0.1, fit: int = 100) -> None:
+        super().__init__(shape)
+        count, channels, height, width = shape
         check_count("styles", styles)
         require(
             isinstance(diversity, int | float) and not isinstance(diversity, bool) and diversity >= 0,
@@ -43,14 +44,22 @@ class Hallucinators(Storage):
         )
         self.styles = self.versions = styles
         self.diversity = diversity
-        self.bases = nn.Parameter(images[::styles].clone())
-        self.encoders = nn.Parameter(_identity(styles, channels))
-        self.encoder_biases = nn.Parameter(torch.zeros(styles, channels))
-        self.scales = nn.Parameter(torch.ones(styles, channels, height - 2, width - 2))
-        self.shifts = nn.Parameter(torch.zeros(styles, channels, height - 2, width - 2))
-        self.decoders = nn.Parameter(_identity(styles, channels))
-        self.decoder_biases = nn.Parameter(torch.zeros(styles, channels))
-        _fit(self, images, fit)
+        self.fit = check_count("fit", fit, least=0)
+        self.bases = zeros(-(-count // styles), channels, height, width)
+        self.encoders = zeros(styles, channels, channels, 3, 3)
+        self.encoder_biases = zeros(styles, channels)
+        self.scales = zeros(styles, channels, height - 2, width - 2)
+        self.shifts = zeros(styles, channels, height - 2, width - 2)
+        self.decoders = zeros(styles, channels, channels, 3, 3)
+        self.decoder_biases = zeros(styles, channels)
+
+    @torch.no_grad()
+    def begin_(self, images: Tensor) -> None:
+        self.bases.copy_(images[:: self.styles])
+        self.encoders.copy_(_identity(self.styles, images.shape[1]))
+        self.scales.fill_(1.0)
+        self.decoders.copy_(_identity(self.styles, images.shape[1]))
+        _fit(self, images, self.fit)
 
     def forward(self) -> Tensor:
         count, channels, height, width = self.bases.shape
@@ -77,28 +86,37 @@ class LatentCodes(Storage):
     ReLU between. Both begin as what `fit` steps of Adam find for the images.
 
     Args:
-        images: first values (n, c, h, w); the images of a code follow each other.
+        shape: (n, c, h, w) of the images; the images of a code follow each other.
         decoders: how many, at least 1.
         channels: maps of a code.
         width: maps between the two convolutions of a decoder.
-        fit: steps that bring the decoded images near to `images`.
+        fit: steps that bring the decoded images near to those that it begins from.
     """
 
-    def __init__(self, images: Tensor, decoders: int = 2, channels: int = 4, width: int = 16, fit: int = 300) -> None:
-        super().__init__()
+    def __init__(
+        self, shape: Sequence[int], decoders: int = 2, channels: int = 4, width: int = 16, fit: int = 300
+    ) -> None:
+        super().__init__(shape)
         for name, value in (("decoders", decoders), ("channels", channels), ("width", width)):
             check_count(name, value)
-        depth, *sides = images.shape[1:]
+        count, depth, *sides = shape
         self.shape = tuple(sides)
         self.number = decoders
-        small = tuple(math.ceil(side / 4) for side in sides)
-        grey = F.interpolate(images[::decoders].mean(1, keepdim=True), small, mode="area")
-        self.codes = nn.Parameter(grey + 0.1 * torch.randn(len(grey), channels, *small))
-        self.first = nn.Parameter(torch.randn(decoders, channels, width, 4, 4) / math.sqrt(4 * channels))
-        self.first_biases = nn.Parameter(torch.zeros(decoders, width))
-        self.second = nn.Parameter(torch.randn(decoders, width, depth, 4, 4) / math.sqrt(4 * width))
-        self.second_biases = nn.Parameter(torch.zeros(decoders, depth))
-        _fit(self, images, fit)
+        self.fit = check_count("fit", fit, least=0)
+        self.codes = zeros(-(-count // decoders), channels, *(math.ceil(side / 4) for side in sides))
+        self.first = zeros(decoders, channels, width, 4, 4)
+        self.first_biases = zeros(decoders, width)
+        self.second = zeros(decoders, width, depth, 4, 4)
+        self.second_biases = zeros(decoders, depth)
+
+    @torch.no_grad()
+    def begin_(self, images: Tensor) -> None:
+        grey = F.interpolate(images[:: self.number].mean(1, keepdim=True), tuple(self.codes.shape[2:]), mode="area")
+        channels, width = self.first.shape[1:3]
+        self.codes.copy_(grey + 0.1 * torch.randn(self.codes.shape))
+        self.first.copy_(torch.randn(self.first.shape) / math.sqrt(4 * channels))
+        self.second.copy_(torch.randn(self.second.shape) / math.sqrt(4 * width))
+        _fit(self, images, self.fit)
 
     def forward(self) -> Tensor:
         hidden = F.conv_transpose2d(
@@ -128,7 +146,6 @@ def _identity(styles: int, channels: int) -> Tensor:
 
 def _fit(storage: Storage, images: Tensor, steps: int) -> None:
     """Bring decoded images nearer to `images` in mean squared error."""
-    check_count("fit", steps, least=0)
     optimizer = torch.optim.Adam(storage.parameters(), lr=0.01)
     for _ in range(steps):
         optimizer.zero_grad()

@@ -1,14 +1,15 @@
 """How the pixels of synthetic images are stored: freely, or factorised, as fewer numbers that decode to more images.
 
-Survey, section 2.5. Every storage is differentiable, so any objective optimises any of them. It begins from given images, as near
-to them as it can be.
+Survey, section 2.5. Every storage is differentiable, so any objective optimises any of them. It is made for a shape, which costs
+nothing, and then either begins from given images, as near to them as it can be, or takes numbers that were stored.
 """
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from typing import ClassVar
+from collections.abc import Sequence
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +20,14 @@ from datastill.modalities.image_scale import PixelScale
 
 
 class Storage(nn.Module, ABC):
-    """Parameters that decode to images (n, c, h, w), normalised. The order of images is that of the images it begins from."""
+    """Parameters that decode to images, normalised. The order of images is that of the images it begins from.
+
+    Args:
+        shape: (n, c, h, w) of the images.
+        options: those of the kind of storage.
+
+    All numbers are zero at first.
+    """
 
     compact: ClassVar[bool] = True
     """Whether it takes fewer bytes than the images, so that bytes are reported for both."""
@@ -27,6 +35,21 @@ class Storage(nn.Module, ABC):
     """Whether it has parameters that are there for optimisation alone and are folded into the images that are exported."""
     versions: int = 1
     """How many images that follow each other are versions of one."""
+
+    @abstractmethod
+    def __init__(self, shape: Sequence[int], **options: float) -> None:
+        super().__init__()
+
+    @classmethod
+    def of(cls, images: Tensor, **options: float) -> Self:
+        """A storage that begins from `images` (n, c, h, w); whatever is random comes from the global generator."""
+        storage = cls(images.shape, **options).to(images.device, images.dtype)
+        storage.begin_(images)
+        return storage
+
+    @abstractmethod
+    def begin_(self, images: Tensor) -> None:
+        """Set the numbers to those that decode as near to `images` as they can."""
 
     @abstractmethod
     def forward(self) -> Tensor:
@@ -55,14 +78,18 @@ class FreePixels(Storage):
     """Every pixel is a parameter.
 
     Args:
-        images: first values (n, c, h, w).
+        shape: (n, c, h, w) of the images.
     """
 
     compact = False
 
-    def __init__(self, images: Tensor) -> None:
-        super().__init__()
-        self.pixels = nn.Parameter(images.clone())
+    def __init__(self, shape: Sequence[int]) -> None:
+        super().__init__(shape)
+        self.pixels = zeros(*shape)
+
+    @torch.no_grad()
+    def begin_(self, images: Tensor) -> None:
+        self.pixels.copy_(images)
 
     def forward(self) -> Tensor:
         return self.pixels
@@ -83,15 +110,15 @@ class Preconditioned(FreePixels):
     changes how pixels move together, not what can be reached: the export has the products, and no matrix.
 
     Args:
-        images: first values (n, c, h, w) of at most 12,288 numbers each, as the matrix has their square.
+        shape: (n, c, h, w) of the images, of at most 12,288 numbers each, as the matrix has their square.
         mixing: rate of the matrix relative to that of pixels, above 0; 0.05 as published.
     """
 
     folds = True
 
-    def __init__(self, images: Tensor, mixing: float = 0.05) -> None:
-        super().__init__(images)
-        size = images[0].numel()
+    def __init__(self, shape: Sequence[int], mixing: float = 0.05) -> None:
+        super().__init__(shape)
+        size = math.prod(shape[1:])
         require(
             size <= _MOST_VALUES,
             f"storage='preconditioned' learns a matrix of the square of an image's numbers: images may have {_MOST_VALUES:,} at "
@@ -102,7 +129,7 @@ class Preconditioned(FreePixels):
             f"mixing must be a positive number, got {mixing!r}.",
         )
         self.rate = mixing
-        self.mixing = nn.Parameter(images.new_zeros(size, size))
+        self.mixing = zeros(size, size)
 
     def forward(self) -> Tensor:
         flat = self.pixels.flatten(1)
@@ -130,22 +157,29 @@ class MultiFormation(Storage):
     It takes 1/factor^2 of the bytes of the images.
 
     Args:
-        images: first values (n, c, h, w); factor^2 neighbours share a mosaic.
+        shape: (n, c, h, w) of the images; factor^2 neighbours share a mosaic.
         factor: at least 2, at most the height and the width.
     """
 
-    def __init__(self, images: Tensor, factor: int = 2) -> None:
-        super().__init__()
-        channels, height, width = images.shape[1:]
+    def __init__(self, shape: Sequence[int], factor: int = 2) -> None:
+        super().__init__(shape)
+        count, channels, height, width = shape
         check_count("factor", factor, least=2)
         require(factor <= min(height, width), f"factor must be at most {min(height, width)}, got {factor}.")
         self.shape = height, width
         self.factor = factor
         # Tiles of one size, rounded up; where the factor does not divide the side a stored image is a little larger.
-        tile = math.ceil(height / factor), math.ceil(width / factor)
+        self.mosaics = zeros(
+            count // factor**2, channels, factor * math.ceil(height / factor), factor * math.ceil(width / factor)
+        )
+
+    @torch.no_grad()
+    def begin_(self, images: Tensor) -> None:
+        channels, height, width = self.mosaics.shape[1:]
+        tile = height // self.factor, width // self.factor
         small = F.interpolate(images, tile, mode="bilinear", align_corners=False, antialias=True)
-        grid = small.view(-1, factor, factor, channels, *tile).permute(0, 3, 1, 4, 2, 5)
-        self.mosaics = nn.Parameter(grid.reshape(-1, channels, factor * tile[0], factor * tile[1]).contiguous())
+        grid = small.view(-1, self.factor, self.factor, channels, *tile).permute(0, 3, 1, 4, 2, 5)
+        self.mosaics.copy_(grid.reshape(self.mosaics.shape))
 
     def forward(self) -> Tensor:
         count, channels, height, width = self.mosaics.shape
@@ -175,21 +209,18 @@ class LinearBases(Storage):
     so that decoding begins as near to the images as that many bases allow.
 
     Args:
-        images: first values (n, c, h, w).
+        shape: (n, c, h, w) of the images.
         bases: how many, at least 1 and at most n and the numbers of a small image.
         downscale: side of a base relative to that of an image, inverted.
     """
 
-    def __init__(self, images: Tensor, bases: int = 16, downscale: int = 1) -> None:
-        super().__init__()
-        count, _, height, width = images.shape
+    def __init__(self, shape: Sequence[int], bases: int = 16, downscale: int = 1) -> None:
+        super().__init__(shape)
+        count, channels, height, width = shape
         check_count("bases", bases)
         check_count("downscale", downscale)
-        small = images
-        if downscale > 1:
-            side = max(1, height // downscale), max(1, width // downscale)
-            small = F.interpolate(images, side, mode="bilinear", align_corners=False, antialias=True)
-        most = min(count, small[0].numel())
+        side = max(1, height // downscale), max(1, width // downscale)
+        most = min(count, channels * side[0] * side[1])
         require(
             bases <= most,
             f"bases must be at most {most} for {count} images of this size, got {bases}: ask for more images, or for fewer bases "
@@ -197,11 +228,20 @@ class LinearBases(Storage):
         )
         self.shape = height, width
         self.downscale = downscale
+        # Both lie column by column in memory, as a decomposition gives them, so that products round as they always did.
+        self.bases = nn.Parameter(torch.zeros(channels * side[0] * side[1], bases).T.unflatten(1, (channels, *side)))
+        self.coefficients = nn.Parameter(torch.zeros(bases, count).T)
+
+    @torch.no_grad()
+    def begin_(self, images: Tensor) -> None:
+        bases, small = len(self.bases), images
+        if self.downscale > 1:
+            small = F.interpolate(images, self.bases.shape[2:], mode="bilinear", align_corners=False, antialias=True)
         left, values, right = torch.linalg.svd(small.flatten(1).double(), full_matrices=False)
         # Both factors get the root of the singular values, so that one learning rate suits them.
         roots = values[:bases].sqrt()
-        self.bases = nn.Parameter((roots[:, None] * right[:bases]).view(bases, *small.shape[1:]).to(images.dtype))
-        self.coefficients = nn.Parameter((left[:, :bases] * roots).to(images.dtype))
+        self.bases.copy_((roots[:, None] * right[:bases]).view(self.bases.shape))
+        self.coefficients.copy_(left[:, :bases] * roots)
 
     @classmethod
     def least(cls, **options: float) -> int:
@@ -224,24 +264,28 @@ class Frequencies(Storage):
     It takes keep^2 of the bytes of the images.
 
     Args:
-        images: first values (n, c, h, w).
+        shape: (n, c, h, w) of the images.
         keep: share of the frequencies that is kept along each side, in (0, 1].
     """
 
-    def __init__(self, images: Tensor, keep: float = 0.5) -> None:
-        super().__init__()
+    def __init__(self, shape: Sequence[int], keep: float = 0.5) -> None:
+        super().__init__(shape)
         require(
             isinstance(keep, int | float) and not isinstance(keep, bool) and 0 < keep <= 1,
             f"keep must be in (0, 1], got {keep!r}.",
         )
         self.keep = keep
-        height, width = images.shape[2:]
+        count, channels, height, width = shape
         rows, columns = max(1, round(keep * height)), max(1, round(keep * width))
         self.down: Tensor
         self.across: Tensor
-        self.register_buffer("down", cosines(height)[:rows].to(images.dtype), persistent=False)
-        self.register_buffer("across", cosines(width)[:columns].to(images.dtype), persistent=False)
-        self.coefficients = nn.Parameter(self.down @ images @ self.across.T)
+        self.coefficients = zeros(count, channels, rows, columns)
+        self.register_buffer("down", cosines(height)[:rows].to(self.coefficients.dtype), persistent=False)
+        self.register_buffer("across", cosines(width)[:columns].to(self.coefficients.dtype), persistent=False)
+
+    @torch.no_grad()
+    def begin_(self, images: Tensor) -> None:
+        self.coefficients.copy_(self.down @ images @ self.across.T)
 
     def forward(self) -> Tensor:
         return self.down.T @ self.coefficients @ self.across
@@ -249,6 +293,11 @@ class Frequencies(Storage):
     @property
     def options(self) -> dict[str, float]:
         return {"keep": self.keep}
+
+
+def zeros(*shape: int) -> nn.Parameter:
+    """A parameter of that shape."""
+    return nn.Parameter(torch.zeros(shape))
 
 
 def cosines(size: int) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
@@ -29,8 +29,6 @@ STORAGES: dict[str, tuple[type[Storage], tuple[str, ...]]] = {
     "codes": (LatentCodes, ("decoders", "channels", "width", "fit")),
 }
 """By name: the storage and its options."""
-FITTED = tuple(name for name, (_, options) in STORAGES.items() if "fit" in options)
-"""Those whose first values are looked for by training."""
 OPTIONS = tuple(dict.fromkeys(option for _, options in STORAGES.values() for option in options))
 
 
@@ -96,4 +94,9 @@ def _own(name: str, options: dict[str, float]) -> dict[str, float]:
 def make_storage(name: str, images: Tensor, options: dict[str, float], *, seed: int = 0) -> Storage:
     """The storage `name` that begins from `images`, whatever it draws at random decided by `seed`."""
     with isolated(seed):
-        return STORAGES[name][0](images, **options)
+        return STORAGES[name][0].of(images, **options)
+
+
+def blank_storage(name: str, shape: Sequence[int], options: Mapping[str, float]) -> Storage:
+    """The storage `name` of images of that shape (n, c, h, w), for stored numbers to be put in: nothing is computed."""
+    return STORAGES[name][0](shape, **options)

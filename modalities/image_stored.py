@@ -6,9 +6,7 @@ import json
 import os
 import struct
 import zlib
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,7 +18,7 @@ from datastill.errors import ArtifactError
 from datastill.modalities.codec import NAMES, Codec
 from datastill.modalities.image_scale import PixelScale
 from datastill.modalities.image_storage import Storage
-from datastill.modalities.image_storages import FITTED, STORAGES, make_storage
+from datastill.modalities.image_storages import STORAGES, blank_storage
 
 _MAGIC = b"STIL1"
 _MOST = 2**31  # numbers of the decoded images, at most, that a file is believed to hold
@@ -154,7 +152,7 @@ def _decode(data: bytes) -> StoredImages:
         parts.append(rest[:length])
         rest = rest[length:]
     codec = Codec(header["c"])
-    storage = _blank(name, (points, channels, height, width), options)
+    storage = blank_storage(name, (points, channels, height, width), options)
     scales = torch.from_numpy(np.frombuffer(parts.pop(0), "<f4").astype(np.float32))
     scale = PixelScale(float(scales[0]), float(scales[1]), scales[2 : 2 + channels], scales[2 + channels :])
     labels = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
@@ -166,12 +164,6 @@ def _decode(data: bytes) -> StoredImages:
         clamp, eight_bit = header["f"]
         images = native_images(storage(), scale, clamp=clamp, eight_bit=eight_bit)
     return StoredImages(images, labels, data)
-
-
-def _blank(name: str, shape: tuple[int, ...], options: Mapping[str, Any]) -> Storage:
-    """A storage of the right shapes, whatever its numbers."""
-    without = {"fit": 0} if name in FITTED else {}  # first values need not be looked for where stored ones replace them
-    return make_storage(name, torch.zeros(shape), {**options, **without})
 
 
 def _demand(condition: bool, cause: str) -> None:

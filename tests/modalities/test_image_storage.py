@@ -31,14 +31,14 @@ def number_of(storage: torch.nn.Module) -> int:
 
 
 def test_frequencies_are_those_of_scipy() -> None:
-    storage = Frequencies(IMAGES, keep=0.5)
+    storage = Frequencies.of(IMAGES, keep=0.5)
     spectrum = dctn(IMAGES.numpy(), axes=(2, 3), norm="ortho")
     assert np.allclose(storage.coefficients.detach().numpy(), spectrum[:, :, :3, :5], atol=1e-5)
     spectrum[:, :, 3:] = 0
     spectrum[:, :, :, 5:] = 0
     assert np.allclose(storage().detach().numpy(), idctn(spectrum, axes=(2, 3), norm="ortho"), atol=1e-5)
     assert number_of(storage) == 8 * 3 * 3 * 5
-    assert torch.allclose(Frequencies(IMAGES, keep=1)(), IMAGES, atol=1e-5)
+    assert torch.allclose(Frequencies.of(IMAGES, keep=1)(), IMAGES, atol=1e-5)
 
 
 def test_bases_begin_as_the_best_approximation_of_their_rank() -> None:
@@ -46,23 +46,23 @@ def test_bases_begin_as_the_best_approximation_of_their_rank() -> None:
     left, values, right = np.linalg.svd(flat, full_matrices=False)
     for rank in (1, 5, 8):
         best = (left[:, :rank] * values[:rank]) @ right[:rank]
-        storage = LinearBases(IMAGES, bases=rank)
+        storage = LinearBases.of(IMAGES, bases=rank)
         assert np.allclose(storage().detach().flatten(1).numpy(), best, atol=1e-4)
         assert number_of(storage) == rank * 180 + 8 * rank
-    assert number_of(LinearBases(IMAGES, bases=4, downscale=2)) == 4 * 3 * 3 * 5 + 8 * 4
-    assert LinearBases(IMAGES, bases=4, downscale=2)().shape == IMAGES.shape
+    assert number_of(LinearBases.of(IMAGES, bases=4, downscale=2)) == 4 * 3 * 3 * 5 + 8 * 4
+    assert LinearBases.of(IMAGES, bases=4, downscale=2)().shape == IMAGES.shape
 
 
 def test_each_image_is_its_own_tile_enlarged() -> None:
-    storage = MultiFormation(IMAGES, factor=2)
+    storage = MultiFormation.of(IMAGES, factor=2)
     assert storage.mosaics.shape == (2, 3, 6, 10)
     assert number_of(storage) == IMAGES.numel() // 4
     tiles = [storage.mosaics[i, :, r : r + 3, c : c + 5] for i in (0, 1) for r in (0, 3) for c in (0, 5)]
     expected = F.interpolate(torch.stack(tiles), (6, 10), mode="bilinear", align_corners=False)
     assert torch.equal(storage(), expected)
     constant = torch.arange(8.0).view(8, 1, 1, 1).expand(8, 3, 6, 10)
-    assert torch.allclose(MultiFormation(constant, factor=2)(), constant, atol=1e-5)
-    odd = MultiFormation(torch.ones(9, 1, 8, 8), factor=3)
+    assert torch.allclose(MultiFormation.of(constant, factor=2)(), constant, atol=1e-5)
+    odd = MultiFormation.of(torch.ones(9, 1, 8, 8), factor=3)
     assert odd.mosaics.shape == (1, 1, 9, 9)
     assert odd().shape == (9, 1, 8, 8)
 
@@ -159,7 +159,7 @@ def test_what_cannot_be_stored_is_refused(name: str, options: dict[str, Any], sa
 
 def test_a_learned_matrix_is_folded_into_the_images_and_takes_no_bytes_of_theirs() -> None:
     modality = digits()
-    storage = Preconditioned(IMAGES, mixing=0.5)
+    storage = Preconditioned.of(IMAGES, mixing=0.5)
     assert torch.equal(storage(), IMAGES)
     with torch.no_grad():
         storage.mixing.copy_(torch.randn(180, 180, generator=generator("mixing")))
@@ -187,7 +187,7 @@ def test_a_learned_matrix_is_folded_into_the_images_and_takes_no_bytes_of_theirs
 
 
 def test_adam_moves_the_matrix_by_its_rate() -> None:
-    storage = Preconditioned(IMAGES, mixing=0.3)
+    storage = Preconditioned.of(IMAGES, mixing=0.3)
     optimizer = torch.optim.Adam(storage.parameters(), lr=0.01)
     (storage() * torch.randn(IMAGES.shape, generator=generator("slopes"))).sum().backward()
     optimizer.step()
@@ -230,7 +230,7 @@ def test_a_preconditioned_storage_refuses_a_codec_and_images_too_large_for_a_mat
     with pytest.raises(InputError, match="codec rounds the latter"):
         digits().summary([2, 2, 2], rng=generator(0), storage="preconditioned", codec="int8")
     with pytest.raises(InputError, match="12,288 at most, got 49,152"):
-        Preconditioned(torch.zeros(1, 3, 128, 128))
+        Preconditioned.of(torch.zeros(1, 3, 128, 128))
 
 
 def digits() -> ImageModality:

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 from datastill import distill, evaluate, load, save
 from datastill.bundle import DATA
 from datastill.checks import MODALITY_CHECKS
 from datastill.errors import ArtifactError, InputError
-from datastill.modalities.codec import NAMES
+from datastill.modalities.codec import NAMES, Codec
 from datastill.modalities.image import ImageModality
+from datastill.modalities.image_storages import STORAGES, blank_storage, make_storage
 from datastill.modalities.image_stored import StoredImages, decode_images, read_stored
 from datastill.objectives.distribution_matching import DistributionMatching
 from datastill.rng import generator
@@ -148,3 +151,64 @@ def test_refusals() -> None:
     with pytest.raises(InputError, match="must be a multiple of 4, got 3 for class 1: ask for 4"):
         modality.summary([4, 3, 4], rng=generator(0), storage="formation")
     assert len(NAMES) == 10
+
+
+@pytest.mark.parametrize("form", [*FORMS, {"storage": "bases", "bases": 12, "codec": "int8"}], ids=name_of)
+def test_stored_numbers_decode_without_looking_for_first_values(
+    form: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    modality = images(colour=True)
+    summary = modality.summary([4, 8, 4], rng=generator(0), **form)
+    with torch.no_grad():
+        for number, parameter in enumerate(summary.parameters()):
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator("shift", number)))
+    summary.project_()
+    # The same storage that was optimised, with its own numbers after the codec's rounding: no other one is made for this.
+    codec = Codec(form.get("codec", "float32"))
+    kept = copy.deepcopy(summary.storage)
+    with torch.no_grad():
+        for value in kept.parameters():
+            value.copy_(codec.decode(codec.encode(value), value.shape))
+        expected = modality.scale.restore(kept()).clamp(modality.scale.low, modality.scale.high)
+    coded = summary.encoded()
+
+    def never(*_: Any, **__: Any) -> Any:
+        pytest.fail("first values were looked for")
+
+    for place, name in ((torch.linalg, "svd"), (torch.optim, "Adam"), (torch, "randn"), (F, "mse_loss")):
+        monkeypatch.setattr(place, name, never)
+    assert torch.equal(decode_images(coded).tensors[0], expected)
+    assert modality.stored_bytes([4, 8, 4], **form) >= len(coded)
+
+
+@pytest.mark.parametrize("name", STORAGES)
+def test_a_blank_storage_has_the_shapes_of_one_with_images(name: str) -> None:
+    given = torch.rand(12, 3, 9, 13, generator=generator("blank"))
+    options: dict[str, float] = {"bases": 5, "downscale": 2} if name == "bases" else {}
+    options |= {"factor": 2} if name == "formation" else {"styles": 3} if name == "hallucinators" else {}
+    begun, blank = make_storage(name, given, options), blank_storage(name, given.shape, options)
+    shapes = [
+        [(key, value.shape, value.stride(), value.dtype) for key, value in one.named_parameters()]
+        for one in (begun, blank)
+    ]
+    assert shapes[0] == shapes[1]
+    assert begun.options == blank.options
+    assert not any(bool(value.any()) for value in blank.parameters())
+    blank.load_state_dict(begun.state_dict())
+    assert torch.equal(begun(), blank())
+
+
+@pytest.mark.parametrize("labels", ["hard", "learned", "signed"])
+@pytest.mark.parametrize("form", FORMS, ids=name_of)
+def test_bytes_are_known_from_shapes(form: dict[str, Any], labels: str) -> None:
+    """Of plain codecs exactly, but for the room that is left for the digits of lengths; entropy coding takes no more."""
+    modality = images()
+    form = {**form, "labels": labels}
+    takes = modality.summary([8, 4, 8], rng=generator(0), init="noise", **form).nbytes
+    bound = modality.stored_bytes([8, 4, 8], **form)
+    assert takes <= bound
+    if not form.get("codec", "").endswith("-entropy"):
+        assert bound - takes == 64
+    for wrong, said in (({"factors": 2}, "Unknown option"), ({"labels": "soft"}, "Unknown kind of labels")):
+        with pytest.raises(InputError, match=said):
+            modality.stored_bytes([8, 4, 8], **{**form, **wrong})
