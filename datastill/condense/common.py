@@ -205,6 +205,8 @@ def choose_points(
         options: of the modality's summary, for points with labels of a teacher.
     """
     began = time.perf_counter()
+    validation = validation or Validation(modality)
+    validation.check()
     summary: Summary
     if labels == "teacher":
         teachers = Teachers(modality, None if space == VECTORS else space, seed=derive_seed(seed, "teacher"))
@@ -216,7 +218,7 @@ def choose_points(
     else:
         dataset = coreset(modality, counts, method=init, space=space, seed=seed, **(parts or {}))
         summary = RealPoints(modality, dataset)
-    score = (validation or Validation(modality)).score(summary, seed=seed)
+    score = validation.score(summary, seed=seed)
     record = {"step": 0, "score": score, "seconds": round(time.perf_counter() - began, 3)}
     for kind in ("validation", "end"):
         for callback in callbacks:
