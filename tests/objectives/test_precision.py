@@ -76,7 +76,8 @@ def test_rounding_is_far_below_what_another_batch_changes() -> None:
 
     full, rounded, other = gradients(0, "full"), gradients(0, "bfloat16"), gradients(1, "full")
     assert not torch.equal(full, rounded)
-    assert ((full - rounded).norm(dim=1) < 0.05 * (full - other).norm(dim=1)).all()
+    # A tenth: processors that have no bfloat16 of their own round more often than those that do.
+    assert ((full - rounded).norm(dim=1) < 0.1 * (full - other).norm(dim=1)).all()
 
 
 def test_rounding_an_unrolled_training_is_far_below_what_another_network_changes() -> None:
