@@ -34,9 +34,13 @@ _KINDS = {
     "image": (
         "datastill.condense.images:condense_images",
         "datastill.sources:read_images",
-        "datastill.condense.images:target",
+        "datastill.modalities.image:ImageModality",
     ),
-    "text": ("datastill.condense.text:condense_text", "datastill.sources:read_texts", "datastill.condense.text:target"),
+    "text": (
+        "datastill.condense.text:condense_text",
+        "datastill.sources:read_texts",
+        "datastill.modalities.text:TextModality",
+    ),
     "graph": (
         "datastill.condense.graph:condense_graph",
         "datastill.sources:read_graph_source",

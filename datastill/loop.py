@@ -175,7 +175,8 @@ def distill(
         processes.main_first(),
     ):  # what it prepares in the folder the others find there
         objective.start(modality, summary, seed=derive_seed(seed, "objective"), workdir=folder)
-    validation.check(objective.learned() if validate_every != 0 else None)
+    if validate_every != 0:
+        validation.check(objective.learned())
     groups = {**summary.parameter_groups(), **{name: [value] for name, value in objective.learnables().items()}}
     outer = OuterOptimizer(
         groups,

@@ -59,10 +59,8 @@ def _image_parts(data: str) -> tuple[Any, Any]:
     path = _existing(data, "digits, a folder of images, a folder of IDX files, or an .npz")
     if path.suffix == ".npz":
         arrays = _read_npz(path, ("images", "labels"), ("test_images", "test_labels"))
-        has_test = "test_images" in arrays and "test_labels" in arrays
-        return (arrays["images"], arrays["labels"]), (
-            (arrays["test_images"], arrays["test_labels"]) if has_test else None
-        )
+        test = (arrays["test_images"], arrays["test_labels"]) if {"test_images", "test_labels"} <= set(arrays) else None
+        return (arrays["images"], arrays["labels"]), test
     require(path.is_dir(), f"--data {data} is a file that holds no images; give a folder or an .npz.")
     for folder in (path, path / "raw", path / "MNIST" / "raw"):
         if _idx_file(folder, "train", "images") is not None:

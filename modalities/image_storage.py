@@ -228,7 +228,7 @@ class LinearBases(Storage):
         )
         self.shape = height, width
         self.downscale = downscale
-        # Both lie column by column in memory, as a decomposition gives them, so that products round as they always did.
+        # Both lie column by column in memory, as a decomposition gives them, so that products round as those of its factors.
         self.bases = nn.Parameter(torch.zeros(channels * side[0] * side[1], bases).T.unflatten(1, (channels, *side)))
         self.coefficients = nn.Parameter(torch.zeros(bases, count).T)
 

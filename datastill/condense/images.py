@@ -19,19 +19,6 @@ from datastill.modalities.image_storages import OPTIONS, fewest, folds, shared
 from datastill.recipe import Recipe
 
 
-def target(
-    data: Any,
-    labels: Any = None,
-    *,
-    validation: Any = None,
-    test: Any = None,
-    augmentation: str = NO_FLIP,
-    seed: int = 0,
-) -> ImageModality:
-    """The target dataset of `condense_images` with these arguments, which are all that decide it."""
-    return ImageModality(data, labels, validation=validation, test=test, augmentation=augmentation, seed=seed)
-
-
 @condenser
 def condense_images(
     data: Any,
@@ -101,7 +88,7 @@ def condense_images(
         if number is not None:
             check_count(name, number)
     chosen = find_recipe(recipe, "image")
-    modality = target(data, labels, validation=validation, test=test, augmentation=augmentation, seed=seed)
+    modality = ImageModality(data, labels, validation=validation, test=test, augmentation=augmentation, seed=seed)
     stored: dict[str, Any] = {}
     stored |= {name: value for name, value in (("storage", storage), ("codec", codec)) if value is not None}
     if storage not in (None, chosen.summary.get("storage", "pixels")):  # the recipe's options are of another storage

@@ -14,30 +14,6 @@ from datastill.modalities.text import Embeddings, TextDataset, TextModality
 from datastill.recipe import Recipe
 
 
-def target(
-    texts: Any,
-    labels: Any = None,
-    *,
-    embeddings: Embeddings | Mapping[str, Any] | str | Path | None = None,
-    validation: Any = None,
-    test: Any = None,
-    max_length: int | None = None,
-    download: bool = False,
-    seed: int = 0,
-) -> TextModality:
-    """The target dataset of `condense_text` with these arguments, which are all that decide it."""
-    return TextModality(
-        texts,
-        labels,
-        embeddings=embeddings,
-        validation=validation,
-        test=test,
-        max_length=max_length,
-        download=download,
-        seed=seed,
-    )
-
-
 @condenser
 def condense_text(
     texts: Any,
@@ -91,7 +67,7 @@ def condense_text(
     """
     one_budget(per_class=per_class, nbytes=nbytes)
     chosen = find_recipe(recipe, "text")
-    modality = target(
+    modality = TextModality(
         texts,
         labels,
         embeddings=embeddings,

@@ -89,7 +89,7 @@ RECIPES = [
         modalities=("image",),
         objective="unrolled",
         # Twice the steps of "bptt", as images are taken a hundred at a time. The last step has the least noise, and is kept:
-        # validation trains augmented and longer, as students of this protocol do not, and picked an early step.
+        # validation trains augmented, as students of this protocol do not, and picked an early step.
         settings={**_QUICK, "learner": "convnet-w64", "inner_steps": 20, "inner_batch": 100, "inner_precision": "auto"},
         summary={"storage": "bases", "bases": 16, "downscale": 2, "init": "kmeans", "clamp": False},
         steps=340,
