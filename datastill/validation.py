@@ -47,9 +47,14 @@ class Validation:
             f"select_on must be 'summary' or 'export', got {self.select_on!r}.",
         )
         rules = Rules.named(self.protocol, self.modality)
-        rules.check_learner(self.learner or rules.learner)
+        rules.check_learner(self.trains)
         if learned is not None:
             rules.check_learned(learned)
+
+    @property
+    def trains(self) -> str:
+        """The learner or kernel that is trained."""
+        return self.learner or Rules.named(self.protocol, self.modality).learner
 
     def score(self, summary: Summary, *, seed: int, learned: Mapping[str, Any] | None = None) -> float:
         """The mean of the modality's metric on the validation split, in [0, 1]; all processes get the main one's.
@@ -69,9 +74,7 @@ class Validation:
         scores = []
         for number in range(self.seeds):
             with isolated(derive_seed(seed, "validation", number)):
-                predictor = rules.fit(
-                    batch, self.learner or rules.learner, full=False, key=(seed, "validation", number)
-                )
+                predictor = rules.fit(batch, self.trains, full=False, key=(seed, "validation", number))
                 scores.append(self.modality.score(predictor, "validation")[self.modality.metric])
         return float(processes.agree(sum(scores) / len(scores)))
 

@@ -197,6 +197,21 @@ def network_bytes(
     return nbytes + input_bytes(modality, sum(sizes))
 
 
+def training_bytes(modality: Modality, learner: str) -> int:
+    """About how many bytes it takes to train a network on the target dataset as evaluation does; 0 for a kernel, which is none.
+
+    That is what its layers give for a batch, its weights, and what an optimiser keeps of them.
+    """
+    if learner in modality.fitted or modality.is_kernel(learner):
+        return 0
+    one = modality.real(1, rng=generator("footprint"))
+    net = modality.learner(learner, rng=generator("footprint"))
+    whole, _ = activations(net, one.inputs)
+    points = min(modality.protocol(learner).batch_size or sum(modality.full_sizes), sum(modality.full_sizes))
+    layers = 2 * whole if net.couples_points else 2 * whole * points // len(one)
+    return layers + 4 * weight_bytes(modality, learner) + input_bytes(modality, points)
+
+
 def real_sizes(modality: Modality, real_size: int | None) -> list[int]:
     """Real points of each group in a batch of `real_size` a group; None is all of them."""
     return [size if real_size is None else min(size, real_size) for size in modality.group_sizes]

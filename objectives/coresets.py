@@ -291,6 +291,17 @@ COMPOSED: dict[str, Callable[..., Tensor]] = {"rded": _best}
 """How points can be put together from parts of real ones, by name."""
 
 _TAUGHT = ("confident", "rded")
+_ASKING = ("correct", "forgetting", *_TAUGHT)
+
+
+def asked(modality: Modality, method: str, space: str = VECTORS) -> str | None:
+    """The learner that `choose` trains on all points for this method and space; None if it needs none."""
+    if (method not in METHODS and method not in COMPOSED) or method == "random":
+        return None
+    check_space(modality, space)
+    if space != VECTORS:
+        return space
+    return modality.learners[0] if method in _ASKING else None
 
 
 @torch.no_grad()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -13,10 +14,10 @@ from datastill import condense_images, distill, memory, recipes
 from datastill.backbones.chunks import activations, parts_of
 from datastill.backbones.convnet import ConvNet
 from datastill.checks import ToyModality
-from datastill.condense.estimate import estimate_memory
+from datastill.condense.estimate import Estimate, estimate_memory
 from datastill.errors import InputError
 from datastill.modalities.image import ImageModality
-from datastill.objectives.base import Objective
+from datastill.objectives.base import Objective, training_bytes
 from datastill.objectives.coresets import features
 from datastill.objectives.distribution_matching import DistributionMatching
 from datastill.objectives.gradient_matching import GradientMatching
@@ -192,3 +193,52 @@ def test_an_objective_of_ones_own_has_an_estimate_too() -> None:
     assert estimate_memory(modality, summary, Own()).step > 0
     assert distill(modality, summary, Own(), steps=1, validate_every=0, progress=False).best_step == 1
     assert isinstance(ConvNet((1, 8, 8), 2).points_at_a_time(), int)
+
+
+@pytest.mark.parametrize("name", ["rded", "soft-random", "herding", "random"])
+def test_recipes_without_an_objective_say_what_they_take_too(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    pixels, labels = torch.rand(40, 1, 8, 8, generator=generator("run")), torch.arange(2).repeat_interleave(20)
+    result = condense_images.job(pixels, labels, per_class=2, recipe=name, progress=True).run()
+    assert capsys.readouterr().err.startswith("memory: about ")
+    assert result.learned["memory"] > 36 * 64 * 4
+
+
+def test_a_run_that_begins_with_a_training_says_first_what_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    fit = ImageModality.fit
+
+    def fitted(self: ImageModality, *args: Any, **options: Any) -> Any:
+        said.append("fit")
+        return fit(self, *args, **options)
+
+    monkeypatch.setattr(ImageModality, "fit", fitted)
+    monkeypatch.setattr(Estimate, "warn", lambda self: said.append(f"{self.step}"))
+    recipe = dataclasses.replace(recipes["kip"].on("image"), validate_every=0)
+    pixels, labels = torch.rand(40, 1, 8, 8, generator=generator("run")), torch.arange(2).repeat_interleave(20)
+    for init in ("real", "correct"):
+        begun = dataclasses.replace(recipe, summary={**recipe.summary, "init": init})
+        condense_images(pixels, labels, per_class=2, recipe=begun, steps=1, progress=False)
+    of_kernel, of_training, trained = said
+    assert trained == "fit"
+    # A batch of 36 images through the network that chooses takes more than a step of the kernel on 4.
+    assert int(of_training) > int(of_kernel) > 0
+
+
+def test_what_a_training_takes_is_as_large_as_what_autograd_keeps_of_a_batch() -> None:
+    modality = images()
+    name = modality.learners[0]
+    net = modality.learner(name, rng=generator("net"))
+    points = min(modality.protocol(name).batch_size or sum(modality.full_sizes), sum(modality.full_sizes))
+    seen: dict[int, int] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        seen[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    batch = modality.full().take(torch.arange(points))
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        loss = modality.loss(net(batch.inputs), batch.targets)
+    assert loss.requires_grad
+    kept = sum(seen.values())
+    assert 0.8 * kept < training_bytes(modality, name) < 12 * kept + 2**22
+    assert training_bytes(modality, "ntk") == 0

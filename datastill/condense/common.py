@@ -15,7 +15,7 @@ from typing import Any, Generic, ParamSpec, Protocol, TypeVar, cast, get_args
 import torch
 
 from datastill import memory, processes
-from datastill.condense.estimate import estimate_memory
+from datastill.condense.estimate import estimate_memory, stand_in, trained_before
 from datastill.errors import check_count, check_device, require
 from datastill.loop import Callback, Event, Result, distill
 from datastill.metrics_log import MetricsLog
@@ -91,17 +91,22 @@ def run_recipe(
         )
     log: list[Callback] = [] if folder is None or not processes.is_main() else [MetricsLog(folder / "metrics.jsonl")]
     heard = [*log, *callbacks]
-    if recipe.objective is None:
-        modality.to(device)
-        validation = Validation(modality, recipe.validator, recipe.validation_protocol)
+    modality.to(device if recipe.objective is None else processes.local_device(device))
+    validation = Validation(modality, recipe.validator, recipe.validation_protocol)
+    validation.check()
+    objective = None if recipe.objective is None else recipe.make_objective()
+    trained = trained_before(modality, recipe, validation, **start)
+    quick = objective is not None and not trained
+    summary = first_summary(modality, counts, seed=seed, **start) if quick else stand_in(modality, counts, **start)
+    estimate = estimate_memory(modality, summary, objective, trained=trained)
+    if progress and processes.is_main():
+        print(estimate, file=sys.stderr)
+    estimate.warn()
+    if objective is None:
         result = choose_points(modality, counts, seed=seed, validation=validation, callbacks=heard, **start)
     else:
-        summary, objective = first_summary(modality, counts, seed=seed, **start), recipe.make_objective()
-        modality.to(processes.local_device(device))
-        estimate = estimate_memory(modality, summary, objective)
-        if progress and processes.is_main():
-            print(estimate, file=sys.stderr)
-        estimate.warn()
+        if trained:
+            summary = first_summary(modality, counts, seed=seed, **start)
         result = distill(
             modality,
             summary,
@@ -115,7 +120,7 @@ def run_recipe(
             device=device,
             progress=progress,
         )
-        result.learned["memory"] = estimate.total
+    result.learned["memory"] = estimate.total
     result.recipe, result.seed = recipe.name, seed
     if modality.scope():
         result.learned["scope"] = modality.scope()

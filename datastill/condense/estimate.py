@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from datastill import memory
 from datastill.modalities.base import Modality, Summary
-from datastill.objectives.base import Objective
+from datastill.objectives.base import Objective, training_bytes
+from datastill.objectives.coresets import VECTORS, asked
+from datastill.recipe import Recipe
+from datastill.rng import generator
+from datastill.validation import Validation
 
 _COPIES = 7
 """Of a summary: its own numbers, gradients, two of an optimiser, the best so far, the last good ones, a spare."""
@@ -22,7 +28,7 @@ class Estimate:
     Attributes:
         data: of the target dataset.
         summary: of the summary, with what an optimiser keeps of it.
-        step: of one step of the objective.
+        step: of one step of the objective, or of a training beside it if that takes more.
         available: what there is on the device.
         device: where the run computes.
     """
@@ -53,17 +59,71 @@ class Estimate:
             warnings.warn(text, stacklevel=3)
 
 
-def estimate_memory(modality: Modality, summary: Summary, objective: Objective) -> Estimate:
+def estimate_memory(
+    modality: Modality, summary: Summary, objective: Objective | None, *, trained: Sequence[str] = ()
+) -> Estimate:
     """The memory that `distill` will take for these, on the modality's device; nothing is changed.
 
     Args:
         modality: the target dataset.
         summary: not yet optimised.
-        objective: not yet started.
+        objective: not yet started; None where nothing is optimised.
+        trained: learners that are trained besides, to choose real points, to label them or to score the result.
     """
     place, kind = summary.parameters(), modality.device
     there = next(place).device
     own = sum(value.numel() * value.element_size() for value in summary.state_dict().values())
-    step = objective.footprint(modality, summary.to(kind))
-    summary.to(there)
-    return Estimate(modality.full_size().nbytes, _COPIES * own, step, memory.available(kind), kind)
+    steps = [training_bytes(modality, name) for name in trained]
+    if objective is not None:
+        steps.append(objective.footprint(modality, summary.to(kind)))
+        summary.to(there)
+    copies = 1 if objective is None else _COPIES
+    return Estimate(modality.full_size().nbytes, copies * own, max(steps, default=0), memory.available(kind), kind)
+
+
+def trained_before(
+    modality: Modality,
+    recipe: Recipe,
+    validation: Validation,
+    *,
+    init: str = "real",
+    space: str = VECTORS,
+    labels: str = "own",
+    **_: Any,
+) -> list[str]:
+    """The learners that a run trains before it optimises anything: to choose the points that it begins from, or that it is, to
+    give them labels, and to score them where nothing is optimised.
+
+    Args:
+        modality: the target dataset.
+        recipe: of the run.
+        validation: that scores points which are taken as they are.
+        init, space, labels: as the run's `choose_points` or `first_summary` takes them.
+    """
+    names = {asked(modality, init, space)}
+    if recipe.objective is None:
+        names.add(validation.trains)
+    if labels == "teacher":
+        names.add(modality.learners[0] if space == VECTORS else space)
+    return sorted(name for name in names if name is not None)
+
+
+def stand_in(
+    modality: Modality,
+    counts: Sequence[int],
+    *,
+    init: str,
+    space: str = VECTORS,
+    parts: Mapping[str, Any] | None = None,
+    labels: str = "own",
+    **options: Any,
+) -> Summary:
+    """A summary of random real points in the form of the one that a run begins from, for when that takes a training.
+
+    Args:
+        modality: the target dataset.
+        counts: points of each group.
+        init, space, parts, labels, options: as the run has them; those that say how points are chosen make no difference.
+    """
+    form = {} if labels == "own" else {"labels": "learned" if labels == "teacher" else labels}
+    return modality.summary(counts, rng=generator("stand-in"), **form, **options)
