@@ -12,13 +12,16 @@ ranking, this is what the names mean here; gains are 0 or 1, and only users with
 - auc: the share of (held-out, other unseen) pairs of a user's items that are ranked right, ties for half; mean over users.
   `pooled_auc` is the published variant: one list of all users' held-out items and of 50 sampled others each.
 - coverage@k: the share of all items that are in somebody's top k.
+
+Where scores are equal, the item of the smaller number ranks higher, wherever they are computed; but for auc and pooled_auc, which
+take ties for half.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -29,6 +32,28 @@ from datastill.backbones.recommender import SparseRows, user_rows
 from datastill.errors import InputError, check_count, require
 
 BYTES_A_SCORE = 20  # while users are scored: the score, those that are hidden, and the order of the best
+
+
+class Leading(NamedTuple):
+    """The highest of each row, (n, k): their values and columns, the highest first."""
+
+    values: Tensor
+    indices: Tensor
+
+
+def leading(scores: Tensor, k: int) -> Leading:
+    """The `k` highest of `scores` (n, items) in each row; of equal ones those of smaller columns, in order.
+
+    That is what `topk` gives where no two are equal, which leaves ties to the device.
+    """
+    values, columns = scores.topk(min(k + 1, scores.shape[1]), dim=1)
+    tied = (values[:, 1:] == values[:, :-1]).any(1).nonzero().squeeze(1)
+    values, columns = values[:, :k], columns[:, :k]
+    if len(tied) > 0:
+        values, columns = values.clone(), columns.clone()
+        ordered = scores[tied].sort(dim=1, descending=True, stable=True)
+        values[tied], columns[tied] = ordered.values[:, :k], ordered.indices[:, :k]
+    return Leading(values, columns)
 
 
 def ranking_metrics(
@@ -55,7 +80,7 @@ def ranking_metrics(
     """
     items = scores.shape[1]
     longest = min(max(cutoffs), items)
-    top = _hide(scores, seen).topk(longest, dim=1).indices
+    top = leading(_hide(scores, seen), longest).indices
     hits = _mask(relevant).gather(1, top).double()
     counts = relevant.starts.diff()
     counts = counts if missing is None else counts + missing
@@ -213,7 +238,7 @@ def all_metrics(
         for name, values in ranking_metrics(scores, histories, wanted, cutoffs, propensities).items():
             sums[name] = sums.get(name, 0.0) + float(values.sum())
         sums["auc"] += float(auc(scores, histories, wanted).sum())
-        top = _hide(scores, histories).topk(min(max(cutoffs), items), dim=1).indices.cpu()
+        top = leading(_hide(scores, histories), min(max(cutoffs), items)).indices.cpu()
         for k in cutoffs:
             shown[k][top[:, :k].unique()] = True
         pooled.append(_sample_pairs(scores, histories, wanted, negatives, rng))

@@ -18,7 +18,7 @@ from torch import Tensor
 from datastill import memory, processes
 from datastill.backbones.base import Kernel, KernelMachine, Predictor, VectorKernel
 from datastill.backbones.infinite import InfiniteReLU, KernelKind, products
-from datastill.backbones.ranking import BYTES_A_SCORE, Holdout
+from datastill.backbones.ranking import BYTES_A_SCORE, Holdout, leading
 from datastill.backbones.recommender import SparseRows, UserRows, matrix, user_rows
 from datastill.backbones.ridge import ridge_solve
 from datastill.errors import InputError, check_count, require
@@ -75,7 +75,7 @@ class Recommender(ABC):
             for users in torch.arange(len(rows)).split(memory.chunk(BYTES_A_SCORE * self.items, most=chunk)):
                 some = rows.take(users) if isinstance(rows, SparseRows) else rows[users]
                 scores = self(some).masked_fill(matrix(some).to_dense() > 0, -torch.inf)
-                best.append(scores.topk(k, dim=1))
+                best.append(leading(scores, k))
         items = torch.cat([part.indices for part in best]) if best else torch.zeros(0, k, dtype=torch.int64)
         values = torch.cat([part.values for part in best]) if best else torch.zeros(0, k)
         return items.cpu().numpy(), values.cpu().numpy()

@@ -10,7 +10,7 @@ import scipy.sparse as sp
 import torch
 from sklearn.metrics import ndcg_score, roc_auc_score
 
-from datastill.backbones.ranking import Holdout, all_metrics, auc, inverse_propensities, ranking_metrics
+from datastill.backbones.ranking import Holdout, all_metrics, auc, inverse_propensities, leading, ranking_metrics
 from datastill.backbones.recommender import sparse_rows
 from datastill.errors import InputError
 
@@ -152,3 +152,24 @@ def test_all_metrics_in_one_pass() -> None:
 def test_a_holdout_that_cannot_be_is_refused(histories: object, wanted: object, message: str) -> None:
     with pytest.raises(InputError, match=message):
         Holdout(histories, wanted)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_of_equal_scores_the_first_item_leads(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    scores = rng.integers(0, 4, (30, 12)).astype(float)
+    scores[scores == 0] = -np.inf  # as seen items are
+    scores[0] = rng.permutation(12)  # no ties
+    for k in (1, 3, 11, 12):
+        found = leading(torch.from_numpy(scores), k)
+        # NumPy sorts by the last key first: columns decide where the negative scores are equal.
+        wanted = np.stack([np.lexsort((np.arange(12), -row))[:k] for row in scores])
+        assert np.array_equal(found.indices.numpy(), wanted)
+        assert np.array_equal(found.values.numpy(), np.take_along_axis(scores, wanted, 1))
+
+
+def test_a_model_of_equal_scores_recommends_the_first_items() -> None:
+    rows, wanted = (sparse_rows(sp.csr_matrix(np.eye(6)[places])) for places in ([0, 1], [1, 5]))
+    flat = torch.zeros(2, 6)
+    assert ranking_metrics(flat, rows, wanted, [1])["hr@1"].tolist() == [1, 0]
+    assert ranking_metrics(flat, rows, wanted, [5])["hr@5"].tolist() == [1, 1]
