@@ -67,7 +67,7 @@ class Batch:
 def joined(batches: Sequence[Batch]) -> Batch | None:
     """The points of all batches, one batch after the other; None where inputs or targets are not plain tensors."""
     nests = [nest for batch in batches for nest in (batch.inputs, batch.targets)]
-    if not all(type(nest) is Tensor for nest in nests):
+    if not all(isinstance(nest, Tensor) and nest.layout == torch.strided for nest in nests):
         return None
     parts = zip(*((batch.inputs, batch.targets, batch.groups) for batch in batches))
     return Batch(*(torch.cat(each) for each in parts))
