@@ -162,5 +162,8 @@ class _Module(_DummyBackendModule):  # type: ignore[misc]
     def _is_in_bad_fork(self) -> bool:
         return False
 
+    def get_amp_supported_dtype(self) -> list[torch.dtype]:
+        return [torch.bfloat16]
+
     def manual_seed_all(self, seed: int) -> None:
         """There is nothing to be seeded."""
