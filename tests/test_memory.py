@@ -113,7 +113,7 @@ def test_little_memory_gives_the_same_numbers(monkeypatch: pytest.MonkeyPatch) -
     assert min(sizes) < 20
 
 
-def kept_bytes(objective: Objective) -> int:
+def kept_bytes(loss_of: Callable[[], Tensor]) -> int:
     """Bytes that autograd keeps of one loss, each tensor once."""
     seen: dict[int, int] = {}
 
@@ -123,7 +123,7 @@ def kept_bytes(objective: Objective) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        loss = objective.loss(generator("loss"))
+        loss = loss_of()
     assert loss.requires_grad
     return sum(seen.values())
 
@@ -145,7 +145,7 @@ def test_a_step_is_estimated_as_large_as_what_autograd_keeps_of_it(name: str) ->
     objective = OBJECTIVES[name]()
     estimate = objective.footprint(modality, summary)
     objective.start(modality, summary)
-    kept = kept_bytes(objective)
+    kept = kept_bytes(lambda: objective.loss(generator("loss")))
     assert 0.8 * kept < estimate < 12 * kept + 2**22
 
 
@@ -229,16 +229,7 @@ def test_what_a_training_takes_is_as_large_as_what_autograd_keeps_of_a_batch() -
     name = modality.learners[0]
     net = modality.learner(name, rng=generator("net"))
     points = min(modality.protocol(name).batch_size or sum(modality.full_sizes), sum(modality.full_sizes))
-    seen: dict[int, int] = {}
-
-    def note(tensor: Tensor) -> Tensor:
-        seen[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-        return tensor
-
     batch = modality.full().take(torch.arange(points))
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        loss = modality.loss(net(batch.inputs), batch.targets)
-    assert loss.requires_grad
-    kept = sum(seen.values())
+    kept = kept_bytes(lambda: modality.loss(net(batch.inputs), batch.targets))
     assert 0.8 * kept < training_bytes(modality, name) < 12 * kept + 2**22
     assert training_bytes(modality, "ntk") == 0

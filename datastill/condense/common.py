@@ -103,7 +103,7 @@ def run_recipe(
         print(estimate, file=sys.stderr)
     estimate.warn()
     if objective is None:
-        result = choose_points(modality, counts, seed=seed, validation=validation, callbacks=heard, **start)
+        result = choose_points(modality, counts, validation, seed=seed, callbacks=heard, **start)
     else:
         if trained:
             summary = first_summary(modality, counts, seed=seed, **start)
@@ -185,13 +185,13 @@ def first_summary(
 def choose_points(
     modality: Modality,
     counts: Sequence[int],
+    validation: Validation,
     *,
     seed: int,
     init: str,
     space: str = VECTORS,
     parts: Mapping[str, Any] | None = None,
     labels: str = "own",
-    validation: Validation | None = None,
     callbacks: Sequence[Callback] = (),
     **options: Any,
 ) -> Result:
@@ -200,18 +200,16 @@ def choose_points(
     Args:
         modality: the target dataset.
         counts: points of each group.
+        validation: how the points are scored.
         seed: of everything random.
         init: one of `coresets.METHODS` or `coresets.COMPOSED`.
         space: of features, or the learner.
         parts: options of the method.
         labels: "own", or "teacher": distributions that a network gives which was trained on all points.
-        validation: how the points are scored; None takes the modality's evaluator.
         callbacks: told of the score, and of the end.
         options: of the modality's summary, for points with labels of a teacher.
     """
     began = time.perf_counter()
-    validation = validation or Validation(modality)
-    validation.check()
     summary: Summary
     if labels == "teacher":
         teachers = Teachers(modality, None if space == VECTORS else space, seed=derive_seed(seed, "teacher"))
