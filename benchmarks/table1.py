@@ -5,8 +5,8 @@
     python benchmarks/table1.py --rows dm:1 --steps 100 --width 32 --set real_size=64 --out trial.json
     python benchmarks/table1.py --data digits --protocol library --rows sre2l:1 rded:1   on 8 x 8 digits, by the library's rules
 
-A recipe that stores its images factorised or by a codec gets as many of them as fit into the bytes of so many float32 images; its
-random subset has as many images, stored in full.
+A recipe that stores its images factorised or by a codec gets as many of them as fit into the bytes of so many float32 images.
+Beside it stand random subsets of as many images, stored in full, and of as many bytes.
 
 Every row distils `--runs` times from the start, and trains `--seeds` fresh networks on each result by the recipe's protocol. Rows
 and baselines that stand in the file already are passed over, unless a row's settings differ, so that a run that was stopped goes
@@ -238,12 +238,14 @@ def main() -> None:
             found = distilled(modality, recipe, int(ipc), protocol, options, folder)
             content["rows"][row] = {"options": settings, "commit": STARTED["commit"], **found}
             write_results(options.out, content)
-        baselines(modality, content["rows"][row]["per_class"], protocol, options, content["baselines"])
-        write_results(options.out, content)
+        for count in sorted({content["rows"][row]["per_class"], int(ipc)}):
+            baselines(modality, count, protocol, options, content["baselines"])
+            write_results(options.out, content)
     body = []
     for row, found in content["rows"].items():
         protocol = rules_of(found["options"]["protocol"], found["options"].get("learners"))
-        keys = (f"random:{found['per_class']}:{protocol}", f"full:{protocol}")
+        counts = (found["per_class"], row.partition(":")[2])
+        keys = (*(f"random:{count}:{protocol}" for count in counts), f"full:{protocol}")
         beside = [content["baselines"].get(key) for key in keys]
         scores = [score for run in found["runs"] for score in run["accuracy"]]
         spread = statistics.stdev(scores) if len(scores) > 1 else 0.0
@@ -260,7 +262,8 @@ def main() -> None:
                 f"{statistics.fmean(run['distilled_seconds'] for run in found['runs']):.0f}",
             ]
         )
-    head = ["row", "protocol", "score, %", "published", "random", "full", "points", "bytes", "steps", "distil, s"]
+    head = ["row", "protocol", "score, %", "published", "random", "same bytes", "full"]
+    head += ["points", "bytes", "steps", "distil, s"]
     print(f"threads: {torch.get_num_threads()}")
     print(format_table(head, body))
 
