@@ -1,7 +1,8 @@
-"""Published recipes on MNIST under the protocols of their papers, with random subsets and the full data beside (survey, Table 1).
+"""Published recipes under the protocols of their papers, with random subsets and the full data beside (survey, Table 1).
 
-    python benchmarks/table1.py                                  every recipe that has published MNIST scores, at 1 and 10 a class
+    python benchmarks/table1.py                                  every recipe with scores on MNIST at 1 and 10 images a class
     python benchmarks/table1.py --rows dm:1 dsa:10 --seeds 5     some of them
+    python benchmarks/table1.py --data cifar10 --dataset CIFAR-10 --out cifar10.json   on a folder with its images
     python benchmarks/table1.py --rows dm:1 --steps 100 --width 32 --set real_size=64 --out trial.json
     python benchmarks/table1.py --data digits --protocol library --rows sre2l:1 rded:1   on 8 x 8 digits, by the library's rules
 
@@ -41,13 +42,12 @@ from datastill.rng import generator
 LIBRARY = "library"  # in place of a published protocol: the library's own
 # Fields of a recipe that are options here.
 OUTER = ("steps", "lr", "validate_every", "validator", "validation_protocol")
-PROTOCOLS = {"dc": "dc-mnist"}  # the protocol that a paper has for MNIST alone
 
 
-def known_rows() -> list[str]:
-    """Every recipe with published MNIST scores at 1 and 10 images a class."""
+def known_rows(dataset: str) -> list[str]:
+    """Every recipe with published scores on it at 1 and 10 images a class."""
     names = [name for name in recipes if "image" in recipes[name].modalities]
-    return [f"{name}:{ipc}" for name in names for ipc in (1, 10) if ipc in recipes[name].published.get("MNIST", {})]
+    return [f"{name}:{ipc}" for name in names for ipc in (1, 10) if ipc in recipes[name].published.get(dataset, {})]
 
 
 def prepared(
@@ -116,7 +116,7 @@ def distilled(
     """The scores of `options.runs` distillations."""
     runs = []
     # A published score stands beside what was measured on the same data by the same protocol, and beside nothing else.
-    comparable = Path(options.data).name == "MNIST" and options.protocol is None and recipe.protocol is not None
+    published = recipe.published.get(options.dataset, {}) if protocol == recipe.scored_by(options.dataset) else {}
     for run in range(options.runs):
         began = time.perf_counter()
         out = folder / f"{recipe.name}-{ipc}-{run}"
@@ -147,7 +147,7 @@ def distilled(
         "per_class": counts[0],
         "runs": runs,
         "mean": statistics.fmean(score for run in runs for score in run["accuracy"]),
-        "published": recipe.published.get("MNIST", {}).get(ipc) if comparable else None,
+        "published": published.get(ipc),
     }
 
 
@@ -177,8 +177,9 @@ def baselines(modality: Modality, per_class: int, protocol: str, options: Any, s
 def main() -> None:
     """Run the rows that are missing, write each as it is done, print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", nargs="+", default=known_rows(), metavar="RECIPE:IPC")
+    parser.add_argument("--rows", nargs="+", metavar="RECIPE:IPC")
     parser.add_argument("--data", default=str(DATA / "images" / "MNIST"), help="as --data of `datastill image`")
+    parser.add_argument("--dataset", choices=["MNIST", "CIFAR-10"], help="that --data is; else the name of its folder")
     parser.add_argument("--protocol", help="in place of each recipe's own; 'library' is the library's")
     parser.add_argument("--steps", type=int, help="outer steps in place of each recipe's")
     parser.add_argument("--lr", type=parsed, help="in place of each recipe's: a number, or JSON with one for each role")
@@ -202,6 +203,10 @@ def main() -> None:
     parser.add_argument("--progress", action="store_true")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "table1.json")
     options = parser.parse_args()
+    options.dataset = options.dataset or Path(options.data).name
+    rows = options.rows or known_rows(options.dataset)
+    if not rows:
+        parser.error(f"no recipe has scores on {options.dataset}: name --rows, or the --dataset that this is")
 
     content: dict[str, Any] = {"rows": {}, "baselines": {}}
     if options.out.exists():
@@ -213,10 +218,10 @@ def main() -> None:
     )
     outer = {key: getattr(options, key) for key in OUTER}
     modality = image_data(options.data).to(options.device)
-    for row in options.rows:
+    for row in rows:
         name, _, ipc = row.partition(":")
         recipe = prepared(name, options.width, changes, storage, **outer)
-        protocol = options.protocol or PROTOCOLS.get(recipe.protocol or "", recipe.protocol or "dsa")
+        protocol = options.protocol or recipe.scored_by(options.dataset) or "dsa"
         settings = {
             "data": Path(options.data).name,
             "protocol": protocol,

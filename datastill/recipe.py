@@ -45,7 +45,8 @@ class Recipe:
         overrides: other values of any of these fields, by kind of data.
         published: the paper's scores in percent by dataset and points a class (or other budget), such as
             `{"MNIST": {1: 89.7}}`.
-        protocol: the modality's published protocol that they were scored by, a name that `evaluate` takes.
+        protocol: the modality's published protocol that they were scored by, a name that `evaluate` takes; or one for each
+            dataset of `published`.
     """
 
     name: str
@@ -70,7 +71,11 @@ class Recipe:
     select_on: Literal["summary", "export"] = "summary"
     overrides: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     published: Mapping[str, Mapping[int, float]] = field(default_factory=dict)
-    protocol: str | None = None
+    protocol: str | Mapping[str, str] | None = None
+
+    def scored_by(self, dataset: str) -> str | None:
+        """The protocol of the scores on one dataset of `published`; None if there is none for it."""
+        return self.protocol.get(dataset) if isinstance(self.protocol, Mapping) else self.protocol
 
     def on(self, kind: str) -> Recipe:
         """This recipe as it is for `kind` of data.
@@ -121,9 +126,10 @@ class Recipe:
         lines = [f"{self.name}: {self.title}", self.paper or "a recipe of this library"]
         for dataset, scores in self.published.items():
             figures = ", ".join(f"{score} at {budget}" for budget, score in scores.items())
-            lines.append(f"published on {dataset}, % at each budget: {figures}")
-        if self.protocol is not None:
-            lines.append(f"scored under the protocol {self.protocol}")
+            rules = self.scored_by(dataset)
+            lines.append(
+                f"published on {dataset}, % at each budget: {figures}" + (f"; protocol {rules}" if rules else "")
+            )
         kinds_of: dict[tuple[str, ...], list[str]] = {}
         for kind in self.modalities:
             kinds_of.setdefault(tuple(self._fields(kind)), []).append(kind)

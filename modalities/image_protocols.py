@@ -34,6 +34,12 @@ _DSA = Published(
     training=dataclasses.replace(_HALVES, augment="dsa"),
     trainings=20,
 )
+_IDC_TRAINING = dataclasses.replace(
+    _HALVES, epochs=1000, batch_size=64, drops=(2 / 3, 5 / 6), drop_factor=0.2, restart=False, augment="idc"
+)
+_IDC = Published(
+    paper="Kim et al., ICML 2022, arXiv 2205.14959", learner="convnet-w128", training=_IDC_TRAINING, trainings=3
+)
 
 PUBLISHED: dict[str, Published] = {
     "dc": Published(
@@ -70,19 +76,11 @@ PUBLISHED: dict[str, Published] = {
         trainings=1,
         differs="ZCA whitening, where the paper used it, belongs to the target dataset",
     ),
-    "idc": Published(
-        paper="Kim et al., ICML 2022, arXiv 2205.14959",
-        learner="convnet-w128",
-        training=dataclasses.replace(
-            _HALVES,
-            epochs=1000,
-            batch_size=64,
-            drops=(2 / 3, 5 / 6),
-            drop_factor=0.2,
-            restart=False,
-            augment="idc",
-        ),
-        trainings=3,
+    "idc": _IDC,
+    "idc-mnist": dataclasses.replace(
+        _IDC,
+        training=dataclasses.replace(_IDC_TRAINING, augment="idc-plain"),
+        differs="for MNIST stored as mosaics; IDC-I has the protocol idc there too",
     ),
     "frepo": Published(
         paper="Zhou, Nezhadarya & Ba, NeurIPS 2022, arXiv 2206.00719",
@@ -166,6 +164,7 @@ _STRATEGIES: dict[str, Augmentation] = {
     "affine": Augmentation(("crop", "scale", "rotate"), crop_ratio=1 / 7, rotation=45.0, per_image=True),
     "idc": Augmentation(("color", "crop", "flip", "scale", "rotate"), always=("flip", "color")),
     "idc-match": Augmentation(("color", "crop", "cutout"), always=("color", "cutout")),
+    "idc-plain": Augmentation(("color", "crop"), always=("color",)),  # for mosaics of MNIST, in place of both
     "frepo": Augmentation(
         ("color", "crop", "cutout", "flip", "scale", "rotate"), brightness=0.5, scale_ratio=1.25, cutout_ratio=0.25
     ),

@@ -203,7 +203,7 @@ def test_every_page_is_readable(name: str) -> None:
 def test_published_scores_name_a_protocol_of_their_kind_of_data() -> None:
     for name, recipe in recipes.items():
         known = registry.find("modalities", recipe.modalities[0]).published
-        assert recipe.protocol is None or recipe.protocol in known
+        assert {recipe.scored_by(dataset) for dataset in recipe.published} <= {*known, None}
         budgets = (1, 10, 50) if known is PUBLISHED else (35, 70, 140)
         for scores in recipe.published.values():
             assert all(budget in budgets and 10 < score < 100 for budget, score in scores.items()), name

@@ -21,7 +21,6 @@ _EMBEDDED = ("herding", "k-center", "kmeans-real")
 
 def _recipe(name: str, title: str, paper: str) -> Recipe:
     published = _PUBLISHED.get(name, {})
-    protocol = "dc" if published else None
     return Recipe(
         name,
         title,
@@ -31,7 +30,7 @@ def _recipe(name: str, title: str, paper: str) -> Recipe:
         summary={"init": name},
         steps=0,
         published=published,
-        protocol=protocol,
+        protocol={"MNIST": "dc-mnist", "CIFAR-10": "dc"} if published else None,
         overrides={"image": {"summary": {"space": "convnet"}}} if name in _EMBEDDED else {},
     )
 

@@ -139,6 +139,17 @@ def test_strategies_are_functions_of_the_seed(name: str) -> None:
         assert torch.equal(found.targets, again.targets)
 
 
+def test_the_plain_strategy_of_idc_neither_cuts_nor_mixes() -> None:
+    given = Batch(torch.ones(6, 1, 12, 10), LABELS, LABELS)
+    for seed in range(20):
+        found = strategy("idc-plain", given, seed, flip=True, classes=3)
+        assert torch.equal(found.targets, given.targets)
+        for image in found.inputs[:, 0]:
+            shown = (image - image.mode().values.mode().values).abs() < 1e-6  # of one colour but where crop uncovers
+            rows, columns = shown.any(1).sum(), shown.any(0).sum()
+            assert int(shown.sum()) == int(rows * columns) >= 10 * 9
+
+
 @pytest.mark.parametrize("name", ["dsa", "frepo"])
 def test_digits_are_never_mirrored(name: str) -> None:
     given = batch()
