@@ -104,7 +104,7 @@ def choose(
     if method not in COMPOSED:
         require(not options, f"method={method!r} of coresets has no options, got {', '.join(options)}.")
     if method in _TAUGHT:
-        options["teachers"] = teachers or Teachers(modality, None if space == VECTORS else space, seed=fork(rng))
+        options["teachers"] = teachers or Teachers(modality, learner_of(modality, space), seed=fork(rng))
     chooser: Callable[..., Tensor] = {**METHODS, **COMPOSED}[method]
     return chooser(modality, counts, space, rng, **options)
 
@@ -113,6 +113,11 @@ def check_space(modality: Modality, space: str) -> None:
     """Raise `InputError` if `space` is not one that `coreset` takes on this modality."""
     if space != VECTORS and space not in modality.learners and not modality.knows(space):
         raise unknown_name("space of a coreset", space, (VECTORS, *modality.learners))
+
+
+def learner_of(modality: Modality, space: str) -> str:
+    """The learner that a method trains which needs one: that of the space, or the modality's default."""
+    return modality.learners[0] if space == VECTORS else space
 
 
 class RealPoints(Summary):
@@ -240,7 +245,7 @@ def _in_space(choose_in_group: Callable[[Tensor, int, torch.Generator], Tensor])
 
 
 def _most_forgotten(modality: Modality, counts: Sequence[int], space: str, rng: torch.Generator) -> Tensor:
-    events = count_forgetting(modality, None if space == VECTORS else space, rng=rng)
+    events = count_forgetting(modality, learner_of(modality, space), rng=rng)
     return _lowest(modality, counts, -events, rng)
 
 
@@ -256,7 +261,7 @@ def _lowest(modality: Modality, counts: Sequence[int], scores: Tensor, rng: torc
 
 def _correct(modality: Modality, counts: Sequence[int], space: str, rng: torch.Generator) -> Tensor:
     full = modality.full()
-    predictor = modality.fit(full, modality.learners[0] if space == VECTORS else space, rng=rng)
+    predictor = modality.fit(full, learner_of(modality, space), rng=rng)
     with torch.no_grad():
         wrong = ~modality.correct(in_chunks(predictor, predictor, full), full.targets).cpu()
     return _lowest(modality, counts, wrong.float(), rng)
@@ -299,9 +304,7 @@ def asked(modality: Modality, method: str, space: str = VECTORS) -> str | None:
     if (method not in METHODS and method not in COMPOSED) or method == "random":
         return None
     check_space(modality, space)
-    if space != VECTORS:
-        return space
-    return modality.learners[0] if method in _ASKING else None
+    return learner_of(modality, space) if space != VECTORS or method in _ASKING else None
 
 
 @torch.no_grad()

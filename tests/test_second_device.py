@@ -1,20 +1,51 @@
-"""Every objective on every modality on a device beside the processor: nothing is left behind, and numbers stay what they are.
+"""Every objective and recipe on a device beside the processor: nothing is left behind, and numbers stay what they are.
 
 Each kind of data has a process of its own, as a device has to be there before anything is differentiated.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 
+if TYPE_CHECKING:
+    from datastill.recipe import Recipe
+
 KINDS = ("image", "text", "graph", "graphs", "interactions")
 _TESTS = Path(__file__).parent
+# Settings of objectives that cost time; the second ones are for recipes that have them.
+_FEW = {
+    "experts": 1,
+    "inner_epochs": 1,
+    "inner_steps": 2,
+    "max_epochs": 1,
+    "max_matches": 2,
+    "max_start": 2,
+    "outer_loops": 2,
+    "query_size": 4,
+    "real_size": 4,
+    "span": 1,
+    "teacher_steps": 2,
+    "window": 2,
+}
+_FEW_IF_SET: dict[str, Any] = {
+    "expand_steps": 1,
+    "first_max_start": 1,
+    "inner_batch": 4,
+    "inner_precision": "full",  # "auto" depends on the device
+    "inner_real": 2,
+    "max_age": 2,
+    "pool": 2,
+    "real_precision": "full",
+    "warmup": 2,
+}
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -34,6 +65,13 @@ def test_every_objective_runs_there_with_the_same_numbers(kind: str) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_so_do_all_forms_of_a_summary(kind: str) -> None:
     done = run(kind, "all")
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_so_does_every_recipe(kind: str) -> None:
+    done = run(kind, "recipes")
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -60,25 +98,63 @@ def losses(kind: str, options: dict[str, Any], objective: str, device: str) -> l
 
 
 def compare(kind: str, forms: str) -> None:
-    """Raise AssertionError for every pair that fails there, or has other losses."""
+    """Raise AssertionError for every pair, or every recipe, that fails there, or has other losses."""
     from second_device import NAME, SecondDevice  # type: ignore[import-not-found]
     from test_every_pair import OBJECTIVES, OPTIONS
 
+    from datastill import recipes
+
+    calls: list[tuple[Callable[..., list[float]], Any]] = [
+        (losses, (options, objective)) for name, options in OPTIONS if name == kind for objective in OBJECTIVES
+    ]
+    if forms == "first":
+        calls = calls[: len(OBJECTIVES)]
+    if forms == "recipes":
+        calls = [(recipe_losses, (name,)) for name in recipes if kind in recipes[name].modalities]
     place = SecondDevice()
     failed = []
-    chosen = [options for name, options in OPTIONS if name == kind]
-    for options in chosen[:1] if forms == "first" else chosen:
-        for objective in OBJECTIVES:
-            expected = losses(kind, options, objective, "cpu")
-            try:
-                with place:
-                    found = losses(kind, options, objective, NAME)
-            except (RuntimeError, TypeError) as error:
-                failed.append(f"{objective} {options}: {error}")
-                continue
-            if not np.allclose(found, expected, rtol=1e-4):
-                failed.append(f"{objective} {options}: {found} in place of {expected}")
+    for call, arguments in calls:
+        expected = call(kind, *arguments, "cpu")
+        try:
+            with place:
+                found = call(kind, *arguments, NAME)
+        except (RuntimeError, TypeError) as error:
+            failed.append(f"{arguments}: {error}")
+            continue
+        if not np.allclose(found, expected, rtol=1e-4):
+            failed.append(f"{arguments}: {found} in place of {expected}")
     assert not failed, "\n".join(failed)
+
+
+def recipe_losses(kind: str, name: str, device: str) -> list[float]:
+    """Of two steps of a recipe on a device, and the scores by which it chooses."""
+    from test_every_pair import MODALITIES, SMALLER, STORED_TOGETHER
+
+    from datastill.condense.common import run_recipe
+
+    modality, recipe = MODALITIES[kind](), small(name, kind)
+    points = [STORED_TOGETHER.get(name, 2)] * modality.num_groups
+    result = run_recipe(modality, points, recipe, device=device, progress=False, **SMALLER.get(name, {}))
+    assert modality.read(result.export()).groups.device.type == device
+    return [value for record in result.history for key, value in record.items() if key in ("loss", "score")]
+
+
+def small(name: str, kind: str) -> Recipe:
+    """A recipe of two steps, with few points, short trainings and, where the network is free, a narrow one."""
+    from datastill import recipes
+
+    recipe = recipes[name].on(kind)
+    narrow = "convnet-w4" if kind == "image" else None
+    if recipe.objective is None:
+        space = {"space": narrow} if narrow and name != "random" else {}
+        return dataclasses.replace(recipe, summary={**recipe.summary, **space}, validator="ntk")
+    known = {field.name for field in dataclasses.fields(recipe.make_objective())}  # type: ignore[arg-type]
+    few = {key: value for key, value in _FEW.items() if key in known}
+    few |= {key: value for key, value in _FEW_IF_SET.items() if key in recipe.settings}
+    settings = {**recipe.settings, **few}
+    if narrow and "learner" in known and recipe.objective != "kernel-ridge":
+        settings["learner"] = f"{narrow}-bn" if name == "sre2l" else narrow
+    return dataclasses.replace(recipe, settings=settings, steps=2, validate_every=1, validator="ntk")
 
 
 def refusals() -> None:

@@ -20,7 +20,7 @@ from datastill.errors import check_count, check_device, require
 from datastill.loop import Callback, Event, Result, distill
 from datastill.metrics_log import MetricsLog
 from datastill.modalities.base import Modality, Summary
-from datastill.objectives.coresets import COMPOSED, METHODS, VECTORS, RealPoints, choose, coreset
+from datastill.objectives.coresets import COMPOSED, METHODS, VECTORS, RealPoints, choose, coreset, learner_of
 from datastill.objectives.teachers import Teachers
 from datastill.recipe import Recipe
 from datastill.recipebook import recipes
@@ -212,7 +212,7 @@ def choose_points(
     began = time.perf_counter()
     summary: Summary
     if labels == "teacher":
-        teachers = Teachers(modality, None if space == VECTORS else space, seed=derive_seed(seed, "teacher"))
+        teachers = Teachers(modality, learner_of(modality, space), seed=derive_seed(seed, "teacher"))
         start = {"init": init, "space": space, "parts": parts, **options}
         summary = first_summary(modality, counts, seed=seed, teachers=teachers, labels="learned", **start)
         with torch.no_grad():

@@ -12,7 +12,7 @@ import torch
 from datastill import memory
 from datastill.modalities.base import Modality, Summary
 from datastill.objectives.base import Objective, training_bytes
-from datastill.objectives.coresets import VECTORS, asked
+from datastill.objectives.coresets import VECTORS, asked, learner_of
 from datastill.recipe import Recipe
 from datastill.rng import generator
 from datastill.validation import Validation
@@ -104,7 +104,7 @@ def trained_before(
     if recipe.objective is None:
         names.add(validation.trains)
     if labels == "teacher":
-        names.add(modality.learners[0] if space == VECTORS else space)
+        names.add(learner_of(modality, space))
     return sorted(name for name in names if name is not None)
 
 
