@@ -70,5 +70,8 @@ class Conv2d(nn.Conv2d):
         if dtype == inputs.dtype:
             fast = winograd.pays(self, inputs)
             return winograd.convolve(inputs, self.weight, self.bias) if fast else super().forward(inputs)
+        # Matrix units of GPUs read channels last; rounding copies anyway, so that this order costs nothing more.
+        order = torch.preserve_format if inputs.device.type == "cpu" else torch.channels_last
+        rounded, weight = (value.to(dtype, memory_format=order) for value in (inputs, self.weight))
         bias = None if self.bias is None else self.bias.to(dtype)
-        return self._conv_forward(inputs.to(dtype), self.weight.to(dtype), bias).to(inputs.dtype)
+        return self._conv_forward(rounded, weight, bias).to(inputs.dtype)

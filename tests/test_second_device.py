@@ -80,6 +80,11 @@ def test_the_device_refuses_what_a_gpu_would() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+def test_reduced_convolutions_read_channels_last_there() -> None:
+    done = run("channels-last")
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 def losses(kind: str, options: dict[str, Any], objective: str, device: str) -> list[float]:
     """Of three steps on a device."""
     from test_every_pair import MODALITIES, OBJECTIVES  # type: ignore[import-not-found]
@@ -185,9 +190,42 @@ def refusals() -> None:
                 call()
 
 
+def channels_last() -> None:
+    """Raise unless a convolution in bfloat16 has its factors in that order, and the same outputs and gradients of gradients."""
+    import torch
+    from second_device import NAME, SecondDevice
+
+    from datastill.backbones.convnet import ConvNet
+    from datastill.backbones.precision import convolved_in
+
+    seen = []
+
+    def run_on(device: str) -> list[torch.Tensor]:
+        torch.manual_seed(0)
+        net = ConvNet((1, 8, 8), 3, depth=2, width=8).to(device)
+        images = torch.randn(6, 1, 8, 8).to(device).requires_grad_()
+        convolve = net.blocks[1][0]._conv_forward  # type: ignore[index]
+
+        def watched(*factors: torch.Tensor) -> torch.Tensor:
+            seen.append([value.is_contiguous(memory_format=torch.channels_last) for value in factors[:2]])
+            return convolve(*factors)
+
+        net.blocks[1][0]._conv_forward = watched  # type: ignore[index]
+        with convolved_in("bfloat16"):
+            outputs = net(images)
+            slopes = torch.autograd.grad(outputs.square().sum(), list(net.parameters()), create_graph=True)
+            again = torch.autograd.grad(torch.stack([slope.square().sum() for slope in slopes]).sum(), images)
+        return [value.detach().cpu() for value in (outputs, *slopes, *again)]
+
+    with SecondDevice():
+        for found, expected in zip(run_on(NAME), run_on("cpu"), strict=True):
+            assert torch.allclose(found, expected, rtol=0.05, atol=0.02 * float(expected.abs().max()))
+    assert seen == [[True, True], [False, False]], seen
+
+
 if __name__ == "__main__":
     sys.path.insert(0, str(_TESTS))
-    if sys.argv[1] == "refusals":
-        refusals()
+    if sys.argv[1] in (alone := {"refusals": refusals, "channels-last": channels_last}):
+        alone[sys.argv[1]]()
     else:
         compare(*sys.argv[1:])
