@@ -39,6 +39,7 @@ from datastill.recipe import Recipe
 from datastill.registry import find
 from datastill.rng import generator
 
+HEAD = 256  # bytes of a file that name its tensors
 LIBRARY = "library"  # in place of a published protocol: the library's own
 # Fields of a recipe that are options here.
 OUTER = ("steps", "lr", "validate_every", "validator", "validation_protocol")
@@ -97,11 +98,12 @@ def parsed(value: str) -> Any:
 
 
 def budget(modality: Modality, recipe: Recipe, ipc: int, seed: int) -> tuple[Sequence[int], int | None]:
-    """Images of each class: `ipc`, or as many as are stored in the bytes of so many float32 images, and these bytes."""
+    """Images of each class: `ipc`, or as many as are stored in a file of so many float32 images, and the bytes of that."""
     if "codec" in recipe.summary or is_compact(recipe.summary.get("storage", "pixels")):
         assert isinstance(modality, ImageModality)
         pixels = modality.real(1, rng=generator(0)).inputs.numel()  # of one image a class
-        return images_within(modality, recipe, 4 * ipc * pixels, seed=seed), 4 * ipc * pixels
+        nbytes = 4 * ipc * pixels + HEAD
+        return images_within(modality, recipe, nbytes, seed=seed), nbytes
     return [ipc] * modality.num_groups, None
 
 
