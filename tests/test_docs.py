@@ -16,7 +16,14 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.mark.parametrize(
-    "page", ["docs/add-an-objective.md", "docs/add-a-modality.md", "docs/interactions.md", "docs/graphs.md"]
+    "page",
+    [
+        "docs/add-an-objective.md",
+        "docs/add-a-modality.md",
+        "docs/interactions.md",
+        "docs/graphs.md",
+        "docs/storages.md",
+    ],
 )
 def test_page(page: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for package in ("sklearn", "pyarrow", "duckdb", "torch_geometric.nn"):
