@@ -1,4 +1,4 @@
-"""Every objective on every modality: 7 x 4 cells, each beside a random subset of equal size and the full data.
+"""Every objective on every modality: 8 x 4 cells, each beside a random subset of equal size and the full data.
 
     python benchmarks/matrix.py                      digits, Cora, SST-2 with GloVe, MovieLens-100K from --folder
     python benchmarks/matrix.py --embedded           stand-ins from installed packages alone
@@ -31,6 +31,7 @@ FAMILIES = {
     "layer matching": "cafe",
     "gradient matching": "dc",
     "kernel ridge": "kip",
+    "feature regression": "frepo",
     "unrolled": "dd",
     "trajectory matching": "mtt",
     "statistics matching": "sre2l",
@@ -48,6 +49,10 @@ QUICK: dict[tuple[str, str], dict[str, Any]] = {
         "settings": {"outer_loops": 5, "inner_epochs": 10, "real_size": 64},
     },
     ("image", "kip"): {**_SHORT, "steps": 200, "lr": 0.02, "settings": {"ridge": 1e-3, "real_size": None}},
+    ("image", "frepo"): {
+        "steps": 300,
+        "settings": {"learner": "convnet-w64-frepo-none", "max_age": 100, "inner_steps": 1, "real_size": 51},
+    },
     ("image", "dd"): {
         **_SHORT,
         "steps": 100,
