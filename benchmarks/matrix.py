@@ -50,8 +50,10 @@ QUICK: dict[tuple[str, str], dict[str, Any]] = {
     },
     ("image", "kip"): {**_SHORT, "steps": 200, "lr": 0.02, "settings": {"ridge": 1e-3, "real_size": None}},
     ("image", "frepo"): {
+        "summary": {"labels": "signed", "clamp": False},
         "steps": 300,
-        "settings": {"learner": "convnet-w64-frepo-none", "max_age": 100, "inner_steps": 1, "real_size": 51},
+        "lr": {"points": 0.1, "labels": 0.005},
+        "settings": {"learner": "convnet-w64-frepo-none", "unit_outputs": 10, "margin": 10.0},
     },
     ("image", "dd"): {
         **_SHORT,
