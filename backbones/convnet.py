@@ -93,7 +93,7 @@ class ConvNet(Learner):
             require(
                 rows * columns > 1 or not erases_pixels(norm, width),
                 f"depth {depth} is too much for images of {shape[1]}x{shape[2]} pixels: block {level + 1} would see a "
-                f"single pixel. Ask for a depth of at most {level}.",
+                f"single pixel. {f'Ask for a depth of at most {level}' if level else 'Take an mlp'}, or for another norm.",
             )
             # Rounding sizes up keeps the last row and column of odd sizes: 28 -> 14 -> 7 -> 4, as many features as 32
             # gives.

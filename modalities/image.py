@@ -232,9 +232,9 @@ class ImageModality(ClassificationModality):
                 RFAD have them: evaluation trains networks on them with the squared loss.
             clamp: whether pixels stay in the valid range, so that every summary can be exported as images.
             storage: "pixels" (every pixel is a parameter), "preconditioned" (these times a learned matrix, RFAD), or fewer
-                numbers that decode to the images: "formation" (mosaics of small images), "bases" (linear combinations),
-                "frequencies" (low ones), "hallucinators" (bases in several styles) or "codes" (latent codes through small
-                decoders); see `image_storage` and `image_generators`.
+                numbers that decode to the images: "formation" (mosaics of small images), "low-resolution" (small images), "bases"
+                (linear combinations), "frequencies" (low ones), "hallucinators" (bases in several styles) or "codes" (latent
+                codes through small decoders); see `image_storage` and `image_generators`.
             codec: how these numbers are stored: None in full, or "float16", "int8", "int4", "int2", with "-entropy" behind it
                 entropy-coded too; see `codec.Codec`. The rounding is part of what is optimised.
             options: of the storage: `mixing`; `factor`; `bases` and `downscale`; `keep`; `styles`, `diversity` and `fit`;

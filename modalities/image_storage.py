@@ -177,7 +177,7 @@ class MultiFormation(Storage):
     def begin_(self, images: Tensor) -> None:
         channels, height, width = self.mosaics.shape[1:]
         tile = height // self.factor, width // self.factor
-        small = F.interpolate(images, tile, mode="bilinear", align_corners=False, antialias=True)
+        small = _resized(images, tile, antialias=True)
         grid = small.view(-1, self.factor, self.factor, channels, *tile).permute(0, 3, 1, 4, 2, 5)
         self.mosaics.copy_(grid.reshape(self.mosaics.shape))
 
@@ -186,7 +186,7 @@ class MultiFormation(Storage):
         tile = height // self.factor, width // self.factor
         grid = self.mosaics.view(count, channels, self.factor, tile[0], self.factor, tile[1])
         tiles = grid.permute(0, 2, 4, 1, 3, 5).reshape(-1, channels, *tile)
-        return F.interpolate(tiles, self.shape, mode="bilinear", align_corners=False)
+        return _resized(tiles, self.shape)
 
     @property
     def options(self) -> dict[str, float]:
@@ -200,6 +200,42 @@ class MultiFormation(Storage):
     def clamp_(self, scale: PixelScale) -> None:
         low, high = scale.bounds(self.mosaics)
         self.mosaics.copy_(torch.minimum(torch.maximum(self.mosaics, low), high))
+
+
+class LowResolution(Storage):
+    """Small images, each enlarged to the size of the images (survey, section 2.5): without a mosaic, for any number of them.
+
+    It takes 1/downscale^2 of the bytes of the images, sides rounded up.
+
+    Args:
+        shape: (n, c, h, w) of the images.
+        downscale: how many times smaller a stored side is, at least 2 and at most the height and the width.
+    """
+
+    def __init__(self, shape: Sequence[int], downscale: int = 2) -> None:
+        super().__init__(shape)
+        count, channels, height, width = shape
+        check_count("downscale", downscale, least=2)
+        require(downscale <= min(height, width), f"downscale must be at most {min(height, width)}, got {downscale}.")
+        self.shape = height, width
+        self.downscale = downscale
+        self.small = zeros(count, channels, math.ceil(height / downscale), math.ceil(width / downscale))
+
+    @torch.no_grad()
+    def begin_(self, images: Tensor) -> None:
+        self.small.copy_(_resized(images, self.small.shape[2:], antialias=True))
+
+    def forward(self) -> Tensor:
+        return _resized(self.small, self.shape)
+
+    @property
+    def options(self) -> dict[str, float]:
+        return {"downscale": self.downscale}
+
+    @torch.no_grad()
+    def clamp_(self, scale: PixelScale) -> None:
+        low, high = scale.bounds(self.small)
+        self.small.copy_(torch.minimum(torch.maximum(self.small, low), high))
 
 
 class LinearBases(Storage):
@@ -236,7 +272,7 @@ class LinearBases(Storage):
     def begin_(self, images: Tensor) -> None:
         bases, small = len(self.bases), images
         if self.downscale > 1:
-            small = F.interpolate(images, self.bases.shape[2:], mode="bilinear", align_corners=False, antialias=True)
+            small = _resized(images, self.bases.shape[2:], antialias=True)
         left, values, right = torch.linalg.svd(small.flatten(1).double(), full_matrices=False)
         # Both factors get the root of the singular values, so that one learning rate suits them.
         roots = values[:bases].sqrt()
@@ -249,9 +285,7 @@ class LinearBases(Storage):
 
     def forward(self) -> Tensor:
         small = torch.einsum("nb,bchw->nchw", self.coefficients, self.bases)
-        if small.shape[2:] == self.shape:
-            return small
-        return F.interpolate(small, self.shape, mode="bilinear", align_corners=False)
+        return small if small.shape[2:] == self.shape else _resized(small, self.shape)
 
     @property
     def options(self) -> dict[str, float]:
@@ -293,6 +327,10 @@ class Frequencies(Storage):
     @property
     def options(self) -> dict[str, float]:
         return {"keep": self.keep}
+
+
+def _resized(images: Tensor, size: Sequence[int], *, antialias: bool = False) -> Tensor:
+    return F.interpolate(images, tuple(size), mode="bilinear", align_corners=False, antialias=antialias)
 
 
 def zeros(*shape: int) -> nn.Parameter:

@@ -60,8 +60,8 @@ def condense_images(
         augmentation: operations joined by "_" out of color, crop, cutout, flip, scale and rotate, or "none". The
             default has no flip; add it where a mirror image means the same.
         storage: how pixels are stored, in place of the recipe's: "pixels" (freely) or "preconditioned" (the same, with a matrix
-            that is learned beside), or as fewer numbers "formation", "bases", "frequencies", "hallucinators" or "codes"; see
-            `ImageModality.summary`.
+            that is learned beside), or as fewer numbers "formation", "low-resolution", "bases", "frequencies",
+            "hallucinators" or "codes"; see `ImageModality.summary`.
         storage_options: of that storage, such as {"bases": 8, "downscale": 2} or {"factor": 3}; on a command line as JSON. Those
             that are left out are the recipe's, if it has that storage, or the storage's defaults.
         codec: how the stored numbers are kept, in place of the recipe's: "float32", "float16", "int8", "int4" or "int2", with

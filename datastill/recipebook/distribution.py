@@ -86,7 +86,7 @@ RECIPES = [
     ),
     Recipe(
         name="idm",
-        title="distribution matching under networks at every stage of training, with a classification loss",
+        title="distribution matching under networks at every stage of training, with a classification loss, without mosaics",
         paper="Zhao et al., CVPR 2023, arXiv 2307.09742",
         modalities=_ANY,
         objective="distribution-matching",

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from datastill.recipe import Recipe
 
+# The paper has absolute differences for MNIST and squared ones ("hidden-squared") for CIFAR-10; and for mosaics of MNIST the
+# augmentation "idc-plain" in both places, as its protocol idc-mnist has.
 _IDC = {
     "trained_on": "real",
     "outer_loops": 100,

@@ -16,7 +16,7 @@ from datastill.errors import InputError
 from datastill.modalities.factorised import factorise
 from datastill.modalities.image import ImageModality
 from datastill.modalities.image_generators import Hallucinators, LatentCodes
-from datastill.modalities.image_storage import Frequencies, LinearBases, MultiFormation, Preconditioned
+from datastill.modalities.image_storage import Frequencies, LinearBases, LowResolution, MultiFormation, Preconditioned
 from datastill.modalities.image_storages import check_storage, make_storage
 from datastill.modalities.image_styles import StyleAdversary, supervised_contrast
 from datastill.modalities.latents import LatentSummary
@@ -65,6 +65,17 @@ def test_each_image_is_its_own_tile_enlarged() -> None:
     odd = MultiFormation.of(torch.ones(9, 1, 8, 8), factor=3)
     assert odd.mosaics.shape == (1, 1, 9, 9)
     assert odd().shape == (9, 1, 8, 8)
+
+
+def test_small_images_are_enlarged() -> None:
+    storage = LowResolution.of(IMAGES, downscale=2)
+    assert number_of(storage) == IMAGES.numel() // 4
+    assert torch.equal(storage(), F.interpolate(storage.small, (6, 10), mode="bilinear", align_corners=False))
+    tiles = MultiFormation.of(IMAGES, factor=2)  # the same tiles, put together
+    assert torch.allclose(storage(), tiles(), atol=1e-6)
+    odd = LowResolution.of(torch.ones(5, 1, 7, 8), downscale=3)
+    assert odd.small.shape == (5, 1, 3, 3)
+    assert torch.allclose(odd(), torch.ones(5, 1, 7, 8))
 
 
 def test_hallucinators_have_the_published_size_and_styles() -> None:
@@ -143,6 +154,8 @@ def test_supervised_contrast_by_hand() -> None:
         ("formation", {"factor": 7}, "factor must be at most 6"),
         ("bases", {"bases": 9}, "bases must be at most 8"),
         ("frequencies", {"keep": 0}, r"keep must be in \(0, 1\], got 0"),
+        ("low-resolution", {"downscale": 1}, "downscale must be an integer of at least 2"),
+        ("low-resolution", {"downscale": 7}, "downscale must be at most 6, got 7"),
         ("preconditioned", {"mixing": 0}, "mixing must be a positive number, got 0"),
         ("frequencies", {"factor": 2}, "has the options keep, got 'factor'"),
         ("frequency", {}, "Did you mean 'frequencies'"),
@@ -243,6 +256,7 @@ def digits() -> ImageModality:
 
 STORED: list[dict[str, Any]] = [
     {"storage": "frequencies", "keep": 0.5},
+    {"storage": "low-resolution", "downscale": 2},
     {"storage": "bases", "bases": 2},
     {"storage": "hallucinators", "styles": 1, "fit": 0},
     {"storage": "codes", "decoders": 1, "channels": 1, "width": 2, "fit": 5},

@@ -28,6 +28,7 @@ FORMS: list[dict[str, Any]] = [
     {"storage": "pixels", "codec": "int8", "labels": "learned"},
     {"storage": "formation", "factor": 2, "codec": "int4"},
     {"storage": "bases", "bases": 3, "downscale": 2},
+    {"storage": "low-resolution", "downscale": 3, "codec": "int4"},
     {"storage": "frequencies", "keep": 0.4, "codec": "float16-entropy", "labels": "learned"},
     {"storage": "hallucinators", "styles": 4, "fit": 2, "codec": "int8-entropy"},
     {"storage": "codes", "decoders": 2, "channels": 2, "width": 3, "fit": 2},
