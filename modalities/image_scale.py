@@ -76,6 +76,11 @@ class PixelScale:
         mean, std = self._columns(like)
         return -mean / std, (1 - mean) / std
 
+    def clamp(self, images: Tensor) -> Tensor:
+        """Normalised images with every value in the valid range."""
+        low, high = self.bounds(images)
+        return torch.minimum(torch.maximum(images, low), high)
+
     def eight_bit(self, images: Tensor) -> Tensor:
         """Images in the input's scale as uint8, 0 for `low` and 255 for `high`."""
         unit = (images.to(torch.float32) - self.low) / (self.high - self.low)

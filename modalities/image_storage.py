@@ -96,8 +96,7 @@ class FreePixels(Storage):
 
     @torch.no_grad()
     def clamp_(self, scale: PixelScale) -> None:
-        low, high = scale.bounds(self.pixels)
-        self.pixels.copy_(torch.minimum(torch.maximum(self.pixels, low), high))
+        self.pixels.copy_(scale.clamp(self.pixels))
 
 
 _MOST_VALUES = 64 * 64 * 3
@@ -144,8 +143,7 @@ class Preconditioned(FreePixels):
         """Clamp the images themselves: if any is out of range, the clamped products become the pixels, and the matrix is the
         identity again. As that often starts it anew, the matrix is meant for summaries that are not clamped."""
         images = self()
-        low, high = scale.bounds(images)
-        inside = torch.minimum(torch.maximum(images, low), high)
+        inside = scale.clamp(images)
         if not torch.equal(inside, images):
             self.pixels.copy_(inside)
             self.mixing.zero_()
@@ -198,8 +196,7 @@ class MultiFormation(Storage):
 
     @torch.no_grad()
     def clamp_(self, scale: PixelScale) -> None:
-        low, high = scale.bounds(self.mosaics)
-        self.mosaics.copy_(torch.minimum(torch.maximum(self.mosaics, low), high))
+        self.mosaics.copy_(scale.clamp(self.mosaics))
 
 
 class LowResolution(Storage):
@@ -234,8 +231,7 @@ class LowResolution(Storage):
 
     @torch.no_grad()
     def clamp_(self, scale: PixelScale) -> None:
-        low, high = scale.bounds(self.small)
-        self.small.copy_(torch.minimum(torch.maximum(self.small, low), high))
+        self.small.copy_(scale.clamp(self.small))
 
 
 class LinearBases(Storage):

@@ -90,8 +90,7 @@ class ImageSummary(Summary):
         if self.codec is None or self.storage.compact or not self.clamp:
             return pixels
         # The least value of a block is rounded too, so that it may lie a little outside the valid range.
-        low, high = self.scale.bounds(pixels)
-        inside = torch.minimum(torch.maximum(pixels.detach(), low), high)
+        inside = self.scale.clamp(pixels.detach())
         return inside + (pixels - pixels.detach())
 
     @torch.no_grad()
