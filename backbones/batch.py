@@ -46,10 +46,19 @@ class Batch:
         """The positions of the points of `groups`, group after group (None where these are all points as they stand), and how
         many each group has."""
         wanted = torch.tensor(list(groups), device=self.groups.device)
-        sizes = torch.bincount(self.groups, minlength=max(groups) + 1)[wanted]
+        counts = torch.bincount(self.groups, minlength=max(groups) + 1)
+        sizes = counts[wanted]
         if torch.equal(torch.repeat_interleave(wanted, sizes), self.groups):
             return None, sizes.tolist()
-        return torch.cat([(self.groups == group).nonzero().squeeze(1) for group in groups]), sizes.tolist()
+        places = torch.full_like(counts, len(wanted))
+        places[wanted] = torch.arange(len(wanted), device=places.device)
+        return places[self.groups].argsort(stable=True)[: int(sizes.sum())], sizes.tolist()
+
+    @property
+    def plain(self) -> bool:
+        """Whether inputs and targets are plain tensors, whose first dimension counts points."""
+        nests = (self.inputs, self.targets)
+        return all(isinstance(nest, Tensor) and nest.layout == torch.strided for nest in nests)
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Batch:
         """The batch on `device`, its floating tensors as `dtype`."""
@@ -64,11 +73,8 @@ class Batch:
         return map_tensors(Tensor.detach, self)
 
 
-def joined(batches: Sequence[Batch]) -> Batch | None:
-    """The points of all batches, one batch after the other; None where inputs or targets are not plain tensors."""
-    nests = [nest for batch in batches for nest in (batch.inputs, batch.targets)]
-    if not all(isinstance(nest, Tensor) and nest.layout == torch.strided for nest in nests):
-        return None
+def joined(batches: Sequence[Batch]) -> Batch:
+    """The points of all batches, which are `plain`, one batch after the other."""
     parts = zip(*((batch.inputs, batch.targets, batch.groups) for batch in batches))
     return Batch(*(torch.cat(each) for each in parts))
 

@@ -16,6 +16,7 @@ from torch.autograd.function import once_differentiable
 from torch.func import functional_call
 from torch.nn import functional as F
 
+from datastill.backbones import winograd
 from datastill.backbones.outer import by_block
 from datastill.backbones.precision import Conv2d
 
@@ -77,7 +78,10 @@ def normalise(norm: nn.GroupNorm | nn.BatchNorm2d, inputs: Tensor, tape: Tape) -
     if isinstance(norm, nn.GroupNorm):  # that of one point with the channels of all
         together = inputs.reshape(1, points * channels, *size)
         affine = weight.reshape(-1), bias.reshape(-1)
-        return F.group_norm(together, points * norm.num_groups, *affine, norm.eps).view_as(inputs)
+        normalised = F.group_norm(together, points * norm.num_groups, *affine, norm.eps)
+        # Not a view: an activation that writes into one costs four copies in the backward pass.
+        whole: Tensor = torch.ops.aten._unsafe_view(normalised, inputs.shape)
+        return whole
     plain = F.batch_norm(inputs, norm.running_mean, norm.running_var, eps=norm.eps)
     return torch.addcmul(bias[..., None, None], plain, weight[..., None, None])
 
@@ -105,13 +109,15 @@ def passes(sizes: Sequence[int], most: int) -> Iterator[tuple[slice, int]]:
 
 _CHANNELS = 128
 """Of so many and more, a grouped convolution is slower than one after the other; of fewer it is faster."""
+_FEW_CHANNELS = 8
+"""Inputs of fewer are convolved sooner one group after the other, unless groups are single points."""
 
 
 class _WeightSlopes(torch.autograd.Function):
     """Gradients (groups, *shape) of a convolution's weight, from its inputs and the slopes of its outputs: bilinear in both.
 
-    Where every group is a single point, all of them are one image with their channels one after the other, and their
-    convolutions a grouped one: as many as there are points, one by one, take most of their time to begin.
+    Where all groups have n points, these are n images with the channels of all groups one after the other, and their
+    convolutions a grouped one: as many as there are groups, one by one, take most of their time to begin.
     """
 
     @staticmethod
@@ -119,14 +125,14 @@ class _WeightSlopes(torch.autograd.Function):
         ctx: Any, inputs: Tensor, slopes: Tensor, weight: Tensor, sizes: list[int], padding: tuple[int, ...]
     ) -> Tensor:
         ctx.save_for_backward(inputs, slopes)
-        ctx.sizes, ctx.padding = sizes, padding
-        ctx.grouped = max(sizes) == 1 and slopes.shape[1] < _CHANNELS
+        ctx.sizes, ctx.padding, ctx.grouped = sizes, padding, _goes_grouped(inputs, slopes, sizes)
         if ctx.grouped:
-            shape = weight.new_empty(len(sizes) * len(weight), *weight.shape[1:])
-            together = _convolution_slopes(_one(slopes), _one(inputs), shape, padding, groups=len(sizes))[1]
-            return together.view(len(sizes), *weight.shape)
+            count = len(sizes)
+            shape = weight.new_empty(count * len(weight), *weight.shape[1:])
+            together = _convolution_slopes(_beside(slopes, count), _beside(inputs, count), shape, padding, groups=count)
+            return together[1].view(count, *weight.shape)
         parts = zip(slopes.split(sizes), inputs.split(sizes))
-        return torch.stack([_convolution_slopes(slope, mine, weight, padding)[1] for slope, mine in parts])
+        return torch.stack([_weight_slopes(slope, mine, weight, padding) for slope, mine in parts])
 
     @staticmethod
     @once_differentiable
@@ -135,7 +141,8 @@ class _WeightSlopes(torch.autograd.Function):
         sizes, padding = ctx.sizes, ctx.padding
         # Slopes, inputs and the derivative's weight of each convolution, and how many groups of channels it has.
         if ctx.grouped:
-            parts, groups = [(_one(slopes), _one(inputs), grads[0].flatten(0, 1))], len(sizes)
+            groups = len(sizes)
+            parts = [(_beside(slopes, groups), _beside(inputs, groups), grads[0].flatten(0, 1))]
         else:
             parts, groups = list(zip(slopes.split(sizes), inputs.split(sizes), grads[0])), 1
         to_inputs = to_slopes = None
@@ -144,16 +151,36 @@ class _WeightSlopes(torch.autograd.Function):
                 _convolution_slopes(slope, mine, own, padding, groups=groups, of_inputs=True)[0]
                 for slope, mine, own in parts
             ]
-            to_inputs = torch.cat(found).view_as(inputs)
+            to_inputs = _below(torch.cat(found), groups)
         if ctx.needs_input_grad[1]:
             made = [F.conv2d(mine, own, padding=padding, groups=groups) for _, mine, own in parts]
-            to_slopes = torch.cat(made).view_as(slopes)
+            to_slopes = _below(torch.cat(made), groups)
         return to_inputs, to_slopes, None, None, None
 
 
-def _one(points: Tensor) -> Tensor:
-    """Points (n, c, h, w) as one (1, n * c, h, w)."""
-    return points.reshape(1, -1, *points.shape[2:])
+def _goes_grouped(inputs: Tensor, slopes: Tensor, sizes: Sequence[int]) -> bool:
+    if slopes.shape[1] >= _CHANNELS or min(sizes) < max(sizes):
+        return False
+    several = len(sizes) > 1 and inputs.device.type == "cpu" and inputs.shape[1] >= _FEW_CHANNELS
+    return max(sizes) == 1 or several
+
+
+def _beside(points: Tensor, groups: int) -> Tensor:
+    """Points (groups * n, c, h, w), group after group, as (n, groups * c, h, w)."""
+    return points.unflatten(0, (groups, -1)).transpose(0, 1).flatten(1, 2)
+
+
+def _below(maps: Tensor, groups: int) -> Tensor:
+    """What `_beside` makes of points, as those points."""
+    return maps.unflatten(1, (groups, -1)).transpose(0, 1).flatten(0, 1)
+
+
+def _weight_slopes(slopes: Tensor, inputs: Tensor, weight: Tensor, padding: tuple[int, ...]) -> Tensor:
+    """Of one group."""
+    if padding == (1, 1) and winograd.pays_at(inputs, weight):
+        return winograd.weight_slopes(slopes, inputs, weight)
+    found: Tensor = _convolution_slopes(slopes, inputs, weight, padding)[1]
+    return found
 
 
 def _convolution_slopes(

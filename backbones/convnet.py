@@ -172,15 +172,13 @@ class ConvNet(Learner):
             return [*hidden, head if factored else head.dense(), by_block(head.slopes, None, sizes)]
         total = [value.new_zeros(len(sizes), *value.shape) for value in self.parameters()]
         for mine, part in parts:
-            if mine.stop - mine.start > 1:
-                hidden, slopes, features = self._block_slopes(part, sizes[mine], loss, create_graph=False)
-                head = Outer(slopes, features, sizes[mine])
-                gradients = [*hidden, head.dense(), by_block(slopes, None, sizes[mine])]
-            else:  # autograd has both gradients of a convolution at once, which takes less time
-                value = len(part) / sizes[mine.start] * loss(self(part.inputs), part.targets)
-                gradients = list(torch.autograd.grad(value, list(self.parameters())))
-            for whole, gradient in zip(total, gradients):
-                whole[mine] += gradient
+            several = mine.stop - mine.start > 1
+            own = sizes[mine] if several else [len(part)]
+            share = 1.0 if several else len(part) / sizes[mine.start]  # a large group's losses are means over its parts
+            hidden, slopes, features = self._block_slopes(part, own, loss, create_graph=False)
+            head = Outer(slopes, features, own)
+            for whole, gradient in zip(total, [*hidden, head.dense(), by_block(slopes, None, own)]):
+                whole[mine].add_(gradient, alpha=share)
         return list(total)
 
     def _block_slopes(
@@ -191,17 +189,23 @@ class ConvNet(Learner):
         The points stand in groups of these sizes, one after the other.
         """
         tape = Tape(sizes)
+        alone = len(sizes) == 1 and not create_graph
         with torch.enable_grad():
             maps = batch.inputs
             for block in self.blocks:
                 assert isinstance(block, Block)
-                maps = block.by_group(maps, tape)
+                maps = block(maps) if alone else block.by_group(maps, tape)
             features = maps.reshape(len(maps), -1)
         with torch.set_grad_enabled(create_graph):
             known = features if create_graph else features.detach()
             slopes = slopes_of(loss, constant(self.head)(known), batch.targets, sizes, differentiable=create_graph)
-            hidden = tape.gradients(features, slopes @ self.head.weight.detach(), create_graph=create_graph)
-            return hidden, slopes, known
+            of_features = slopes @ self.head.weight.detach()
+            if alone:  # autograd has both gradients of a convolution at once, which takes less time
+                found = torch.autograd.grad(
+                    features, list(self.blocks.parameters()), of_features, materialize_grads=True
+                )
+                return [gradient[None] for gradient in found], slopes, known
+            return tape.gradients(features, of_features, create_graph=create_graph), slopes, known
 
 
 def _together(each: Sequence[tuple[list[Tensor], Tensor, Tensor]], sizes: Sequence[int]) -> tuple[list[Tensor], Outer]:

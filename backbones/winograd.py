@@ -30,14 +30,17 @@ _NUMBERS = 1_200_000
 
 def pays(conv: nn.Conv2d, inputs: Tensor) -> bool:
     """Whether `convolve` gives what `conv` gives for `inputs`, and sooner: many channels in float32 on a CPU."""
+    plain = conv.stride == conv.dilation == (1, 1) and conv.groups == 1 and conv.padding_mode == "zeros"
+    return plain and conv.padding == (1, 1) and pays_at(inputs, conv.weight)
+
+
+def pays_at(inputs: Tensor, weight: Tensor) -> bool:
+    """The same of a plain convolution with padding 1 and this weight."""
     return (
         inputs.device.type == "cpu"
-        and inputs.dtype == conv.weight.dtype == torch.float32
-        and min(conv.in_channels, conv.out_channels) >= _FEWEST
-        and conv.kernel_size == (3, 3)
-        and conv.stride == conv.padding == conv.dilation == (1, 1)
-        and conv.groups == 1
-        and conv.padding_mode == "zeros"
+        and inputs.dtype == weight.dtype == torch.float32
+        and min(weight.shape[:2]) >= _FEWEST
+        and weight.shape[2:] == (3, 3)
         and inputs.dim() == 4
         and len(inputs) * _tiles(inputs) >= _FEWEST
     )
@@ -50,6 +53,13 @@ def convolve(inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """
     outputs: Tensor = _Convolution.apply(inputs, weight, bias)
     return outputs
+
+
+def weight_slopes(slopes: Tensor, inputs: Tensor, weight: Tensor) -> Tensor:
+    """The gradient of `weight`, from `slopes` of the convolution's outputs; without a graph."""
+    found = _slopes(slopes, inputs, weight, False, True)[1]
+    assert found is not None
+    return found
 
 
 class _Convolution(torch.autograd.Function):

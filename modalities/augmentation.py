@@ -9,6 +9,7 @@ operation is linear or affine in the images, so gradients pass.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -97,38 +98,68 @@ class Augmentation:
         if not self.operations:
             return images
         rng = generator(seed, "augmentation")
-        drawn = [operation for operation in self.operations if operation not in self.always]
         if self.per_image and not siamese:
+            drawn = self._to_draw()
             picks = torch.randint(len(drawn), (len(images),), generator=rng).to(images.device)
             for number, operation in enumerate(drawn):
                 rows = (picks == number).nonzero().squeeze(1)
                 if len(rows):
-                    images = images.index_copy(0, rows, self._apply(operation, images[rows], rng, len(rows)))
+                    changed = self._apply(operation, images[rows], _uniform(operation, rng, len(rows)))
+                    images = images.index_copy(0, rows, changed)
             return images
-        chosen = [drawn[int(torch.randint(len(drawn), (), generator=rng))]] if drawn else []
-        for operation in [
-            *(one for one in ("flip", "color") if one in self.always),
-            *chosen,
-            *(one for one in ("cutout",) if one in self.always),
-        ]:
-            images = self._apply(operation, images, rng, 1 if siamese else len(images))
+        for operation, numbers in self._drawn(rng, 1 if siamese else len(images)):
+            images = self._apply(operation, images, numbers)
         return images
 
-    def _apply(self, operation: str, images: Tensor, rng: torch.Generator, count: int) -> Tensor:
-        def uniform() -> Tensor:
-            return torch.rand(count, 1, 1, 1, generator=rng, dtype=torch.float64).to(images.device, images.dtype)
+    def by_group(self, images: Tensor, owners: Tensor, seeds: Sequence[int]) -> Tensor:
+        """Transform the images of every group as a siamese call with its seed does, those of one operation in one go.
 
-        if operation == "color":
-            return self._color(images, uniform(), uniform(), uniform())
-        if operation == "crop":
-            return self._crop(images, uniform(), uniform())
-        if operation == "cutout":
-            return self._cutout(images, uniform(), uniform())
+        Args:
+            images: normalised images (n, c, h, w), as above.
+            owners: the group of each, (n,), from 0 on.
+            seeds: of each group.
+        """
+        if not self.operations or not len(images):
+            return images
+        plans = [self._drawn(generator(seed, "augmentation"), 1) for seed in seeds]
+        for stage in zip(*plans):  # of every group the first operation, then of every group the second
+            names = sorted({operation for operation, _ in stage})
+            kinds = torch.tensor([names.index(operation) for operation, _ in stage], device=owners.device)[owners]
+            rows = [(kinds == number).nonzero().squeeze(1) for number in range(len(names))]
+            parts = []
+            for name, mine in zip(names, rows):
+                blank = torch.zeros(_NUMBERS[name], 1, dtype=torch.float64)
+                table = torch.cat([numbers if operation == name else blank for operation, numbers in stage], 1)
+                numbers = table[:, owners[mine].to(table.device)]
+                parts.append(self._apply(name, images[mine] if len(names) > 1 else images, numbers))
+            images = torch.cat(parts)[torch.cat(rows).argsort()] if len(names) > 1 else parts[0]
+        return images
+
+    def _to_draw(self) -> list[str]:
+        return [operation for operation in self.operations if operation not in self.always]
+
+    def _drawn(self, rng: torch.Generator, count: int) -> list[tuple[str, Tensor]]:
+        """The operations of one call, in order, with the numbers of each for so many images or for all (1)."""
+        drawn = self._to_draw()
+        chosen = [drawn[int(torch.randint(len(drawn), (), generator=rng))]] if drawn else []
+        before = [one for one in ("flip", "color") if one in self.always]
+        after = ["cutout"] if "cutout" in self.always else []
+        return [(operation, _uniform(operation, rng, count)) for operation in (*before, *chosen, *after)]
+
+    def _apply(self, operation: str, images: Tensor, numbers: Tensor) -> Tensor:
+        """One operation, by numbers in [0, 1): (k, n), or (k, 1) for all images."""
+        each = numbers.to(images.device, images.dtype).unbind()
+        parameters = [number.view(-1, 1, 1, 1) for number in each]
         if operation == "flip":
-            return torch.where(uniform() < self.flip_probability, images.flip(3), images)
-        if operation == "scale":
-            return self._scale(images, uniform(), uniform())
-        return self._rotate(images, uniform())
+            return torch.where(parameters[0] < self.flip_probability, images.flip(3), images)
+        known: dict[str, Callable[..., Tensor]] = {
+            "color": self._color,
+            "crop": self._crop,
+            "cutout": self._cutout,
+            "scale": self._scale,
+            "rotate": self._rotate,
+        }
+        return known[operation](images, *parameters)
 
     def _color(self, images: Tensor, brightness: Tensor, saturation: Tensor, contrast: Tensor) -> Tensor:
         images = images + (brightness - 0.5) * self.brightness
@@ -149,9 +180,7 @@ class Augmentation:
         if len(rows) == 1:
             moved = images[:, :, rows.flatten()][:, :, :, columns.flatten()]
         else:
-            point = torch.arange(len(images), device=images.device).view(-1, 1, 1, 1)
-            channel = torch.arange(images.shape[1], device=images.device).view(1, -1, 1, 1)
-            moved = images[point, channel, rows, columns]
+            moved = images.gather(2, rows.expand_as(images)).gather(3, columns.expand_as(images))
         return moved * inside.to(images.dtype)
 
     def _cutout(self, images: Tensor, down: Tensor, right: Tensor) -> Tensor:
@@ -179,6 +208,15 @@ class Augmentation:
         # Grid coordinates are relative to the sides; the ratio keeps a turn a turn on images that are not square.
         ratio = images.shape[2] / images.shape[3]
         return _affine(images, torch.stack([cosine, -sine * ratio, zero, sine / ratio, cosine, zero], 1))
+
+
+_NUMBERS = {"color": 3, "crop": 2, "cutout": 2, "flip": 1, "scale": 2, "rotate": 1}
+"""How many numbers decide an operation."""
+
+
+def _uniform(operation: str, rng: torch.Generator, count: int) -> Tensor:
+    """(k, count)."""
+    return torch.stack([torch.rand(count, generator=rng, dtype=torch.float64) for _ in range(_NUMBERS[operation])])
 
 
 def _affine(images: Tensor, maps: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from datastill import processes
 from datastill.backbones.base import Kernel, KernelMachine, Learner, Predictor, VectorKernel
-from datastill.backbones.batch import Batch, take
+from datastill.backbones.batch import Batch, joined, take
 from datastill.backbones.infinite import InfiniteReLU
 from datastill.backbones.ridge import ridge_solve
 from datastill.backbones.training import Centred, Protocol, train
@@ -308,15 +308,33 @@ class Modality(ABC):
         """Augmentation for ordinary training, where every point may get a transformation of its own. Default: `augment`."""
         return self.augment(batch, seed)
 
-    def augmenter(self, strategy: bool | str, *, siamese: bool = False) -> Callable[[Batch, int], Batch]:
-        """The augmentation that a name such as `Protocol.augment` means; True is `augment_each`, or `augment` if it is siamese.
+    def augmenter(self, strategy: bool | str) -> Callable[[Batch, int], Batch]:
+        """The augmentation that a name such as `Protocol.augment` means; True is `augment_each`.
 
         Raises:
             InputError: for a name that this modality does not have.
         """
         if not isinstance(strategy, str):
-            return self.augment if siamese else self.augment_each
+            return self.augment_each
         raise InputError(f"{self.kind} data have no augmentation {strategy!r}; Protocol.augment must be True or False.")
+
+    def group_augmenter(self, strategy: bool | str) -> Callable[[Batch, Mapping[int, int]], Batch]:
+        """What augments the points of every group by a seed of the group's own, given by its number: True is by `augment`.
+
+        The points of these groups come back, one group after the other; all of them, by the first seed, where inputs or targets
+        are not plain tensors.
+
+        Raises:
+            InputError: for a name that this modality does not have.
+        """
+        self.augmenter(strategy)
+
+        def augment(batch: Batch, seeds: Mapping[int, int]) -> Batch:
+            if not batch.plain:
+                return self.augment(batch, next(iter(seeds.values())))
+            return joined([self.augment(batch.of_group(group), seed) for group, seed in seeds.items()])
+
+        return augment
 
     def mirrored(self, batch: Batch) -> Batch:
         """`batch` and, where a mirror image means the same, the mirror images of its points after them. Default: `batch`."""

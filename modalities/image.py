@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -26,7 +26,7 @@ from datastill.modalities.codec import Codec
 from datastill.modalities.image_crops import best_crops, check_crops, default_factor
 from datastill.modalities.image_data import LabelledImages, labelled_images, require_hard, split_off
 from datastill.modalities.image_generators import Hallucinators
-from datastill.modalities.image_protocols import PUBLISHED, STRATEGIES
+from datastill.modalities.image_protocols import PUBLISHED, STRATEGIES, named_augmentation
 from datastill.modalities.image_protocols import strategy as apply_strategy
 from datastill.modalities.image_scale import PixelScale, blocks_of
 from datastill.modalities.image_storage import Storage
@@ -185,18 +185,33 @@ class ImageModality(ClassificationModality):
         """One operation for the whole batch with a parameter for each image."""
         return Batch(self.augmentation(batch.inputs, seed, siamese=False), batch.targets, batch.groups)
 
-    def augmenter(self, strategy: bool | str, *, siamese: bool = False) -> Callable[[Batch, int], Batch]:
-        """The augmentation of a paper by name (`image_protocols.STRATEGIES`); True is `augment_each`, or `augment` if siamese.
+    def augmenter(self, strategy: bool | str) -> Callable[[Batch, int], Batch]:
+        """The augmentation of a paper by name (`image_protocols.STRATEGIES`); True is `augment_each`.
 
-        None mirrors images unless the modality's own augmentation has "flip", and none mixes them if it is siamese.
+        None mirrors images unless the modality's own augmentation has "flip".
         """
         if not isinstance(strategy, str):
-            return super().augmenter(strategy, siamese=siamese)
+            return super().augmenter(strategy)
+        self._named(strategy)
+        flip = "flip" in self.augmentation.operations
+        return lambda batch, seed: apply_strategy(strategy, batch, seed, flip=flip, classes=self.num_classes)
+
+    def group_augmenter(self, strategy: bool | str) -> Callable[[Batch, Mapping[int, int]], Batch]:
+        """As every modality's, with the names that `augmenter` has; no images are mixed."""
+        chosen = self._named(strategy) if isinstance(strategy, str) else self.augmentation
+
+        def augment(batch: Batch, seeds: Mapping[int, int]) -> Batch:
+            order, sizes = batch.in_blocks(list(seeds))
+            batch = batch if order is None else batch.take(order)
+            owners = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes)).to(batch.groups.device)
+            return Batch(chosen.by_group(batch.inputs, owners, list(seeds.values())), batch.targets, batch.groups)
+
+        return augment
+
+    def _named(self, strategy: str) -> Augmentation:
         if strategy not in STRATEGIES:
             raise unknown_name("augmentation strategy", strategy, STRATEGIES)
-        flip = "flip" in self.augmentation.operations
-        options: dict[str, Any] = {"flip": flip, "classes": self.num_classes, "siamese": siamese}
-        return lambda batch, seed: apply_strategy(strategy, batch, seed, **options)
+        return named_augmentation(strategy, flip="flip" in self.augmentation.operations)
 
     def mirrored(self, batch: Batch) -> Batch:
         """Images and their mirror images, if the modality's augmentation has "flip"."""

@@ -174,8 +174,17 @@ STRATEGIES = (*_STRATEGIES,)
 _CUT_MIX = {"idc": 0.5}
 
 
-def strategy(name: str, batch: Batch, seed: int, *, flip: bool, classes: int, siamese: bool = False) -> Batch:
-    """`batch` augmented by the strategy `name`.
+def named_augmentation(name: str, *, flip: bool) -> Augmentation:
+    """The augmentation of the strategy `name`, one of `STRATEGIES`, without mirroring if not `flip`."""
+    chosen = _STRATEGIES[name]
+    if flip:
+        return chosen
+    kept, always = (tuple(one for one in names if one != "flip") for names in (chosen.operations, chosen.always))
+    return dataclasses.replace(chosen, operations=kept, always=always)
+
+
+def strategy(name: str, batch: Batch, seed: int, *, flip: bool, classes: int) -> Batch:
+    """`batch` augmented by the strategy `name` as for training, each image by parameters of its own.
 
     Args:
         name: one of `STRATEGIES`.
@@ -183,18 +192,10 @@ def strategy(name: str, batch: Batch, seed: int, *, flip: bool, classes: int, si
         seed: of everything random.
         flip: whether a mirror image means the same; if not, no strategy mirrors.
         classes: how many there are.
-        siamese: whether all images get the same, and are not mixed.
     """
-    chosen = _STRATEGIES[name]
-    if not flip:
-        chosen = dataclasses.replace(
-            chosen,
-            operations=tuple(one for one in chosen.operations if one != "flip"),
-            always=tuple(one for one in chosen.always if one != "flip"),
-        )
-    images = chosen(batch.inputs, seed, siamese=siamese)
+    images = named_augmentation(name, flip=flip)(batch.inputs, seed, siamese=False)
     augmented = Batch(images, batch.targets, batch.groups)
-    return cut_mix(augmented, seed, _CUT_MIX[name], classes) if name in _CUT_MIX and not siamese else augmented
+    return cut_mix(augmented, seed, _CUT_MIX[name], classes) if name in _CUT_MIX else augmented
 
 
 def cut_mix(batch: Batch, seed: int, probability: float, classes: int) -> Batch:

@@ -21,7 +21,7 @@ from datastill.backbones.training import Protocol, train
 from datastill.errors import check_count, require, unknown_name
 from datastill.modalities.base import Modality, Summary
 from datastill.objectives.base import Objective, RealBatches
-from datastill.objectives.inner import RealNorms, augmented_by_group
+from datastill.objectives.inner import RealNorms
 from datastill.processes import total
 from datastill.rng import fork
 
@@ -76,6 +76,7 @@ class DistributionMatching(Objective):
         super().start(modality, summary, seed=seed, workdir=workdir)
         self._real = RealBatches(modality.real, self.real_size)
         self._norms = RealNorms(modality)
+        self._match = modality.group_augmenter(True)
         self._net: Learner | None = None
         self._age = 0
 
@@ -86,8 +87,8 @@ class DistributionMatching(Objective):
         shared = self.discrepancy == "mean" and not self.class_loss
         real, synthetic = self._real.share(rng) if shared else self._real(rng), self.summary(rng)
         if self.augment:
-            seeds = [fork(rng) % 2**31 for _ in range(self.modality.num_groups)]
-            real, synthetic = (augmented_by_group(self.modality, batch, seeds) for batch in (real, synthetic))
+            seeds = {group: fork(rng) % 2**31 for group in range(self.modality.num_groups)}
+            real, synthetic = (self._match(batch, seeds) for batch in (real, synthetic))
         with torch.no_grad(), convolved_in(self.real_precision):
             theirs = net.embed(real.inputs).flatten(1)
         ours = net.embed(synthetic.inputs).flatten(1)

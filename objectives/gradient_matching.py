@@ -9,8 +9,10 @@ of its own.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
 
@@ -18,20 +20,26 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from datastill import processes
+from datastill import memory, processes
 from datastill.backbones.base import Learner
-from datastill.backbones.batch import Batch, joined
+from datastill.backbones.batch import Batch
+from datastill.backbones.chunks import activations
 from datastill.backbones.outer import Outer, dense
 from datastill.backbones.precision import Precision, check_precision, convolved_in
 from datastill.backbones.training import Protocol, make_optimizer
 from datastill.errors import check_count, require, unknown_name
 from datastill.modalities.base import Modality, Summary
-from datastill.objectives.base import Objective, RealBatches, enough, network_bytes
+from datastill.objectives.base import Objective, RealBatches, enough, network_bytes, weight_bytes
+from datastill.objectives.in_parts import sum_of_parts
 from datastill.objectives.inner import OncePerStep, RealNorms, shuffled_picks
 from datastill.rng import fork, generator, isolated
 
 Distance = Literal["rows", "cosine", "squared", "relative", "hidden-squared", "hidden-absolute"]
 DISTANCES: tuple[str, ...] = get_args(Distance)
+
+_KEPT = 4  # of what layers give, and of gradients, for a derivative of gradients
+_ROOM = 128 * 2**20
+"""Bytes of the graphs that a CPU keeps together: more would not make a step quicker."""
 
 
 @dataclass
@@ -139,6 +147,7 @@ class GradientMatching(Objective):
         self._real = RealBatches(modality.real, enough(self.real_size, modality.group_sizes))
         self._norms = RealNorms(modality)
         self._synthetic = OncePerStep(summary)
+        self._parts = self._plan(modality, summary)
         with torch.no_grad():
             self._counts = torch.bincount(summary().groups.cpu(), minlength=modality.num_groups)
         self._groups: list[int] = self._counts.nonzero().flatten().tolist()
@@ -147,7 +156,7 @@ class GradientMatching(Objective):
         self._epochs = epochs if self.inner_epochs is None else self.inner_epochs
         if self.distance.startswith("hidden"):
             _hidden(modality.learner(self.learner, rng=generator(seed, "hidden weights")))
-        self._match = modality.augmenter(self.augment, siamese=True) if self.augment else None
+        self._match = modality.group_augmenter(self.augment) if self.augment else None
         chosen = self.augment if self.trained_on == "summary" else self.inner_augment
         self._vary = modality.augmenter(chosen) if chosen else None
         self._net: Learner | None = None
@@ -155,7 +164,45 @@ class GradientMatching(Objective):
         self._matches = self._steps = self._turn = 0
 
     def footprint(self, modality: Modality, summary: Summary) -> int:
-        return network_bytes(modality, summary, self.learner, real_size=self.real_size, kept=4, real="gradients")
+        part = max(self._plan(modality, summary), key=lambda groups: sum(groups.values()))
+        nbytes = network_bytes(
+            modality,
+            summary,
+            self.learner,
+            real_size=self.real_size,
+            kept=_KEPT,
+            real="gradients",
+            points=sum(part.values()),
+        )
+        return nbytes + _KEPT * len(part) * weight_bytes(modality, self.learner)
+
+    def _plan(self, modality: Modality, summary: Summary) -> list[dict[int, int]]:
+        """The points of each group, in parts whose graphs are kept together: what fits into memory, or on a CPU into `_ROOM`.
+
+        Points that are coupled, or are not plain tensors, are one part.
+        """
+        net = modality.learner(self.learner, rng=generator("footprint"))
+        with torch.no_grad():
+            batch = summary().detach().to(modality.device)
+        counts = torch.bincount(batch.groups.cpu()).tolist()
+        most = self.synthetic_limit or len(batch)
+        groups = {group: min(count, most) for group, count in enumerate(counts) if count}
+        if net.couples_points or not batch.plain:
+            return [groups]
+        on_cpu = batch.groups.device.type == "cpu"
+        room = memory.chunk(1, batch.groups.device, most=_ROOM if on_cpu else sys.maxsize)
+        of_point = _KEPT * activations(net, batch.take(torch.zeros_like(batch.groups[:1])).inputs)[0]
+        of_group = _KEPT * sum(value.numel() * value.element_size() for value in net.parameters())
+        parts: list[dict[int, int]] = []
+        left = 0
+        for group, points in groups.items():
+            needed = points * of_point + of_group
+            if not parts or needed > left:
+                parts.append({})
+                left = room
+            parts[-1][group] = points
+            left -= needed
+        return parts
 
     def loss(self, rng: torch.Generator) -> Tensor:
         """The distance of gradients, summed over groups."""
@@ -168,29 +215,50 @@ class GradientMatching(Objective):
             groups = groups[self._turn : self._turn + self.groups_per_step]
         real = self._real.share(rng, None if self.groups_per_step is None else groups)
         synthetic = self._chosen(self._synthetic.take(rng), rng)
-        seeds = [fork(rng) % 2**31 for _ in groups]
+        seeds = {group: fork(rng) % 2**31 for group in groups}
         contrast = self._contrasts()
         if contrast:  # all groups are one batch, with one augmentation
-            seeds = seeds[:1] * len(groups)
-        # Angles of rows need no products where every group is compared by itself and by this process alone.
-        factored = self.distance == "rows" and not contrast and processes.size() == 1
-        with convolved_in(self.real_precision):
-            target = self._gradients(real, groups, seeds, differentiable=False, factored=factored)
-        if processes.size() > 1:
-            weights = [self.modality.weight(real.of_group(group)) for group in groups]
-            each = [processes.average(parts, weight) for parts, weight in zip(zip(*target), weights)]
-            target = [torch.stack(parts) for parts in zip(*each)]
+            seeds = dict.fromkeys(groups, seeds[groups[0]])
+        if self._match is not None:
+            real, synthetic = self._match(real, seeds), self._match(synthetic, seeds)
         if contrast:
-            target = [parts.mean(0, keepdim=True) for parts in target]
-            synthetic, groups = Batch(synthetic.inputs, synthetic.targets, torch.zeros_like(synthetic.groups)), [0]
-        ours = self._gradients(synthetic, groups, seeds, differentiable=True, factored=factored)
-        if self.distance.startswith("hidden"):
-            kept = _hidden(self._net)
-            ours, target = ([part for part, keep in zip(parts, kept) if keep] for parts in (ours, target))
-        distances = gradient_distances(ours, target, self.distance)
-        if self.weighting == "size" and not contrast:
+            return self._contrast(real, synthetic, groups)
+        parts = [mine for part in self._parts if (mine := [group for group in groups if group in part])]
+        if len(parts) == 1:
+            return self._distance(real, synthetic, groups)
+        return sum_of_parts(synthetic, (partial(self._distance, real, groups=mine) for mine in parts))
+
+    def _distance(self, real: Batch, synthetic: Batch, groups: Sequence[int]) -> Tensor:
+        """That of the gradients of these groups, summed."""
+        # Angles of rows need no products where every group is compared by this process alone.
+        factored = self.distance == "rows" and processes.size() == 1
+        target = self._real_gradients(real, groups, factored=factored)
+        distances = self._distances(self._gradients(synthetic, groups, differentiable=True, factored=factored), target)
+        if self.weighting == "size":
             distances = distances * (self._counts[groups] / self._counts.max()).to(distances)
         return distances.sum()
+
+    def _contrast(self, real: Batch, synthetic: Batch, groups: Sequence[int]) -> Tensor:
+        """The distance of the mean of all groups' gradients and the gradient of the whole summary."""
+        target = [part.mean(0, keepdim=True) for part in self._real_gradients(real, groups, factored=False)]
+        whole = Batch(synthetic.inputs, synthetic.targets, torch.zeros_like(synthetic.groups))
+        return self._distances(self._gradients(whole, [0], differentiable=True, factored=False), target).sum()
+
+    def _distances(self, ours: list[Any], target: list[Any]) -> Tensor:
+        if self.distance.startswith("hidden"):
+            assert self._net is not None
+            kept = _hidden(self._net)
+            ours, target = ([part for part, keep in zip(parts, kept) if keep] for parts in (ours, target))
+        return gradient_distances(ours, target, self.distance)
+
+    def _real_gradients(self, real: Batch, groups: Sequence[int], *, factored: bool) -> list[Any]:
+        with convolved_in(self.real_precision):
+            target = self._gradients(real, groups, differentiable=False, factored=factored)
+        if processes.size() == 1:
+            return target
+        weights = [self.modality.weight(real.of_group(group)) for group in groups]
+        each = [processes.average(parts, weight) for parts, weight in zip(zip(*target), weights)]
+        return [torch.stack(parts) for parts in zip(*each)]
 
     def _chosen(self, batch: Batch, rng: torch.Generator) -> Batch:
         """At most `synthetic_limit` points of each group."""
@@ -207,21 +275,9 @@ class GradientMatching(Objective):
         after, matches = self.contrast_after, self.contrast_matches
         return (after is not None and self._steps >= after) or (matches is not None and self._matches >= matches)
 
-    def _gradients(
-        self, batch: Batch, groups: Sequence[int], seeds: Sequence[int], *, differentiable: bool, factored: bool
-    ) -> list[Any]:
+    def _gradients(self, batch: Batch, groups: Sequence[int], *, differentiable: bool, factored: bool) -> list[Any]:
         """Gradients of each group's mean loss: for each parameter (groups, *shape), which may be `Outer` if `factored`."""
         assert self._net is not None
-        if self._match is not None:
-            each = [self._match(batch.of_group(group), seed) for group, seed in zip(groups, seeds)]
-            together = joined(each)
-            if together is None:
-                parts = [
-                    self._net.group_gradients(points, [group], self.modality.loss, create_graph=differentiable)
-                    for points, group in zip(each, groups)
-                ]
-                return [torch.cat(one) for one in zip(*parts)]
-            batch = together
         gradients = self._net.factored_gradients if factored else self._net.group_gradients
         return list(gradients(batch, groups, self.modality.loss, create_graph=differentiable))
 

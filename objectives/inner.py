@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from datastill.backbones.base import Learner
-from datastill.backbones.batch import Batch, joined
+from datastill.backbones.batch import Batch
 from datastill.modalities.base import Modality, Summary
 from datastill.objectives.base import RealBatches, enough
 from datastill.rng import fork
@@ -73,17 +73,6 @@ def step_augmentation(modality: Modality, steps: int, rng: torch.Generator) -> C
     """The modality's augmentation for training with one seed for each inner step, so that a reverse pass replays it."""
     seeds = [fork(rng) % 2**31 for _ in range(steps)]
     return lambda batch, step: modality.augment_each(batch, seeds[step])
-
-
-def augmented_by_group(modality: Modality, batch: Batch, seeds: Sequence[int]) -> Batch:
-    """`batch` with an augmentation for each group by the seed of its number, in order of groups.
-
-    Points that are not plain tensors get one together, by the first seed.
-    """
-    plain = all(isinstance(nest, Tensor) and nest.layout == torch.strided for nest in (batch.inputs, batch.targets))
-    groups = batch.groups.unique().tolist() if plain else []
-    found = joined([modality.augment(batch.of_group(group), seeds[group]) for group in groups]) if groups else None
-    return modality.augment(batch, seeds[0]) if found is None else found
 
 
 class RealNorms:
