@@ -123,16 +123,17 @@ class Augmentation:
             return images
         plans = [self._drawn(generator(seed, "augmentation"), 1) for seed in seeds]
         for stage in zip(*plans):  # of every group the first operation, then of every group the second
-            names = sorted({operation for operation, _ in stage})
-            kinds = torch.tensor([names.index(operation) for operation, _ in stage], device=owners.device)[owners]
-            rows = [(kinds == number).nonzero().squeeze(1) for number in range(len(names))]
-            parts = []
-            for name, mine in zip(names, rows):
-                blank = torch.zeros(_NUMBERS[name], 1, dtype=torch.float64)
-                table = torch.cat([numbers if operation == name else blank for operation, numbers in stage], 1)
-                numbers = table[:, owners[mine].to(table.device)]
-                parts.append(self._apply(name, images[mine] if len(names) > 1 else images, numbers))
-            images = torch.cat(parts)[torch.cat(rows).argsort()] if len(names) > 1 else parts[0]
+            kinds = torch.tensor([OPERATIONS.index(operation) for operation, _ in stage]).to(owners.device)[owners]
+            numbers = torch.zeros(len(stage), max(_NUMBERS.values()), dtype=torch.float64)
+            for row, (_, drawn) in zip(numbers, stage):
+                row[: len(drawn)] = drawn[:, 0]
+            own = numbers.to(images.device, images.dtype)[owners]
+            order, parts = [], []
+            for kind in kinds.unique().tolist():
+                rows, operation = (kinds == kind).nonzero().squeeze(1), OPERATIONS[kind]
+                order.append(rows)
+                parts.append(self._apply(operation, images[rows], own[rows, : _NUMBERS[operation]].T))
+            images = torch.cat(parts)[torch.cat(order).argsort()]
         return images
 
     def _to_draw(self) -> list[str]:

@@ -9,37 +9,28 @@ of its own.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from datastill import memory, processes
+from datastill import processes
 from datastill.backbones.base import Learner
 from datastill.backbones.batch import Batch
-from datastill.backbones.chunks import activations
-from datastill.backbones.outer import Outer, dense
 from datastill.backbones.precision import Precision, check_precision, convolved_in
 from datastill.backbones.training import Protocol, make_optimizer
 from datastill.errors import check_count, require, unknown_name
 from datastill.modalities.base import Modality, Summary
 from datastill.objectives.base import Objective, RealBatches, enough, network_bytes, weight_bytes
-from datastill.objectives.in_parts import sum_of_parts
+from datastill.objectives.gradient_distances import DISTANCES, Distance, gradient_distances
+from datastill.objectives.in_parts import KEPT, parts_of_groups, sum_of_parts
 from datastill.objectives.inner import OncePerStep, RealNorms, shuffled_picks
 from datastill.rng import fork, generator, isolated
-
-Distance = Literal["rows", "cosine", "squared", "relative", "hidden-squared", "hidden-absolute"]
-DISTANCES: tuple[str, ...] = get_args(Distance)
-
-_KEPT = 4  # of what layers give, and of gradients, for a derivative of gradients
-_ROOM = 128 * 2**20
-"""Bytes of the graphs that a CPU keeps together: more would not make a step quicker."""
 
 
 @dataclass
@@ -164,45 +155,19 @@ class GradientMatching(Objective):
         self._matches = self._steps = self._turn = 0
 
     def footprint(self, modality: Modality, summary: Summary) -> int:
-        part = max(self._plan(modality, summary), key=lambda groups: sum(groups.values()))
-        nbytes = network_bytes(
-            modality,
-            summary,
-            self.learner,
-            real_size=self.real_size,
-            kept=_KEPT,
-            real="gradients",
-            points=sum(part.values()),
+        largest = max((sum(part.values()), len(part)) for part in self._plan(modality, summary))
+        options: dict[str, Any] = {"real_size": self.real_size, "kept": KEPT, "real": "gradients", "points": largest[0]}
+        return network_bytes(modality, summary, self.learner, **options) + KEPT * largest[1] * weight_bytes(
+            modality, self.learner
         )
-        return nbytes + _KEPT * len(part) * weight_bytes(modality, self.learner)
 
     def _plan(self, modality: Modality, summary: Summary) -> list[dict[int, int]]:
-        """The points of each group, in parts whose graphs are kept together: what fits into memory, or on a CPU into `_ROOM`.
-
-        Points that are coupled, or are not plain tensors, are one part.
-        """
-        net = modality.learner(self.learner, rng=generator("footprint"))
+        """The points of each group in a match, in the parts of `parts_of_groups`; in one where all are to be matched together."""
         with torch.no_grad():
             batch = summary().detach().to(modality.device)
-        counts = torch.bincount(batch.groups.cpu()).tolist()
-        most = self.synthetic_limit or len(batch)
-        groups = {group: min(count, most) for group, count in enumerate(counts) if count}
-        if net.couples_points or not batch.plain:
-            return [groups]
-        on_cpu = batch.groups.device.type == "cpu"
-        room = memory.chunk(1, batch.groups.device, most=_ROOM if on_cpu else sys.maxsize)
-        of_point = _KEPT * activations(net, batch.take(torch.zeros_like(batch.groups[:1])).inputs)[0]
-        of_group = _KEPT * sum(value.numel() * value.element_size() for value in net.parameters())
-        parts: list[dict[int, int]] = []
-        left = 0
-        for group, points in groups.items():
-            needed = points * of_point + of_group
-            if not parts or needed > left:
-                parts.append({})
-                left = room
-            parts[-1][group] = points
-            left -= needed
-        return parts
+        parts = parts_of_groups(modality.learner(self.learner, rng=generator("parts")), batch, self.synthetic_limit)
+        together = self.contrast_after is not None or self.contrast_matches is not None
+        return [dict(pair for part in parts for pair in part.items())] if together else parts
 
     def loss(self, rng: torch.Generator) -> Tensor:
         """The distance of gradients, summed over groups."""
@@ -348,83 +313,9 @@ def published_loops(points: int) -> tuple[int, int]:
     return min(points, 50), round(float(np.interp(points, (10, 20, 30, 40, 50), (50, 25, 20, 15, 10))))
 
 
-def gradient_distances(ours: Sequence[Any], target: Sequence[Any], distance: Distance) -> Tensor:
-    """How far two lists of parameter gradients, each (groups, *shape), are apart, (groups,); see `GradientMatching.distance`.
-
-    For the "hidden" ones the lists hold the gradients of hidden weights alone; for "rows" gradients may be `Outer`.
-    """
-    if distance == "rows":
-        rows = [_row_angles(a, b).sum(1) for a, b in zip(ours, target) if isinstance(a, Outer) or a.dim() > 2]
-        require(bool(rows), "distance='rows' needs a learner with at least one weight matrix.")
-        return torch.stack(rows).sum(0)
-    if distance == "hidden-absolute":
-        return torch.stack([(a - b).abs().flatten(1).sum(1) for a, b in zip(ours, target)]).sum(0)
-    a = torch.cat([part.flatten(1) for part in ours], 1)
-    b = torch.cat([part.flatten(1) for part in target], 1)
-    if distance == "cosine":
-        return _angles(a, b)
-    gap = (a - b).square().sum(1)
-    return gap if distance != "relative" else gap / b.square().sum(1).clamp(min=torch.finfo(b.dtype).tiny)
-
-
 def _hidden(net: Learner) -> list[bool]:
     """Which of the parameters are weights before the head."""
     head = {id(value) for value in net.head.parameters()}
     kept = [value.dim() > 1 and id(value) not in head for value in net.parameters()]
     require(any(kept), "The 'hidden' distances need a learner with weights before its head; this one has none.")
     return kept
-
-
-def _row_angles(a: Tensor | Outer, b: Tensor | Outer) -> Tensor:
-    """1 - cosine of the rows of a and b (groups, rows, ...), (groups, rows)."""
-    if not (isinstance(a, Outer) and isinstance(b, Outer) and a.uniform and b.uniform):
-        return _angles(dense(a).flatten(2), dense(b).flatten(2))
-    least = torch.finfo(a.slopes.dtype).tiny
-    mine, other = (one.inner(one).clamp_min(least).sqrt() for one in (a, b))
-    return 1 - a.inner(b) / (mine * other + _APART)
-
-
-def _angles(a: Tensor, b: Tensor) -> Tensor:
-    """1 - cosine of the rows of a and b (..., d), with a small number added to the product of their lengths."""
-    angles: Tensor = _Angles.apply(a, b)
-    return angles
-
-
-class _Angles(torch.autograd.Function):
-    """It keeps a and b and a few numbers a row, of which the gradients are made. They can be differentiated again."""
-
-    @staticmethod
-    def forward(ctx: Any, a: Tensor, b: Tensor) -> Tensor:
-        product, mine, other = _lengths(a, b)
-        ctx.save_for_backward(a, b, product, mine, other)
-        return 1 - product / (mine * other + _APART)
-
-    @staticmethod
-    def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor | None, ...]:
-        a, b, product, mine, other = ctx.saved_tensors
-        if torch.is_grad_enabled():  # to be differentiated again
-            product, mine, other = _lengths(a, b)
-        whole = mine * other + _APART
-        along, across = slopes[0] / whole, slopes[0] * product / whole.square()
-        pairs = (
-            (ctx.needs_input_grad[0], a, b, across * other / mine),
-            (ctx.needs_input_grad[1], b, a, across * mine / other),
-        )
-        return tuple(_combined(own, scale, facing, along) if needed else None for needed, own, facing, scale in pairs)
-
-
-def _combined(own: Tensor, scale: Tensor, facing: Tensor, along: Tensor) -> Tensor:
-    """own * scale - facing * along, with a factor for each row."""
-    scaled = own * scale[..., None]
-    if torch.is_grad_enabled():
-        return torch.addcmul(scaled, facing, along[..., None], value=-1)
-    return scaled.addcmul_(facing, along[..., None], value=-1)
-
-
-_APART = 1e-6
-
-
-def _lengths(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Inner products and lengths of rows. A tiny floor gives a row of next to nothing a derivative of zero and not NaN."""
-    norm, least = torch.linalg.vector_norm, torch.finfo(a.dtype).tiny ** 0.5
-    return torch.linalg.vecdot(a, b), norm(a, dim=-1).clamp_min(least), norm(b, dim=-1).clamp_min(least)

@@ -2,13 +2,52 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from datastill import memory
+from datastill.backbones.base import Learner
 from datastill.backbones.batch import Batch
+from datastill.backbones.chunks import activations
+
+KEPT = 4
+"""How often what layers give, and a group's gradient, are in memory for a derivative of gradients."""
+_ROOM = 128 * 2**20
+"""Bytes of graphs that a CPU keeps together, by this estimate: with more a step is hardly quicker."""
+
+
+def parts_of_groups(net: Learner, batch: Batch, most: int | None = None) -> list[dict[int, int]]:
+    """The groups of a summary with their points, cut into parts whose graphs of second order fit into memory together.
+
+    Groups are whole. A learner that couples points, and points that are not plain tensors, have one part of all groups.
+
+    Args:
+        net: the learner that is differentiated.
+        batch: all points of the summary.
+        most: points of a group that count, at most; None is all.
+    """
+    counts = enumerate(torch.bincount(batch.groups.cpu()).tolist())
+    groups = {group: min(count, most or count) for group, count in counts if count}
+    if net.couples_points or not batch.plain:
+        return [groups]
+    device = batch.groups.device
+    room = memory.chunk(1, device, most=_ROOM if device.type == "cpu" else sys.maxsize)
+    of_point = KEPT * activations(net, batch.take(torch.zeros_like(batch.groups[:1])).inputs)[0]
+    of_group = KEPT * sum(value.numel() * value.element_size() for value in net.parameters())
+    parts: list[dict[int, int]] = []
+    left = 0
+    for group, points in groups.items():
+        needed = points * of_point + of_group
+        if not parts or needed > left:
+            parts.append({})
+            left = room
+        parts[-1][group] = points
+        left -= needed
+    return parts
 
 
 def sum_of_parts(batch: Batch, parts: Iterable[Callable[[Batch], Tensor]]) -> Tensor:
@@ -18,18 +57,17 @@ def sum_of_parts(batch: Batch, parts: Iterable[Callable[[Batch], Tensor]]) -> Te
     inputs and targets of `batch`, which has to be `plain`.
     """
     whole = [nest for nest in (batch.inputs, batch.targets) if nest.requires_grad]
-    own = Batch(
-        *(nest.detach().requires_grad_(nest.requires_grad) for nest in (batch.inputs, batch.targets)), batch.groups
-    )
-    leaves = [nest for nest in (own.inputs, own.targets) if nest.requires_grad]
-    total, slopes = torch.zeros(()), [torch.zeros_like(leaf) for leaf in leaves]
+    inputs, targets = (nest.detach().requires_grad_(nest.requires_grad) for nest in (batch.inputs, batch.targets))
+    own, leaves = Batch(inputs, targets, batch.groups), [nest for nest in (inputs, targets) if nest.requires_grad]
+    values, slopes = [], [torch.zeros_like(leaf) for leaf in leaves]
     for part in parts:
         with torch.enable_grad():
             value = part(own)
-        total = total + value.detach().to(total.device)
+        values.append(value.detach())
         if leaves:
             for slope, found in zip(slopes, torch.autograd.grad(value, leaves, materialize_grads=True)):
                 slope += found
+    total = torch.stack(values).sum()
     if not leaves:
         return total
     known: Tensor = _Known.apply(total, slopes, *whole)

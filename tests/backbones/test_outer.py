@@ -17,7 +17,8 @@ from datastill.backbones.convnet import ConvNet
 from datastill.backbones.fast import CHUNK
 from datastill.backbones.outer import Outer, dense
 from datastill.modalities.image import ImageModality
-from datastill.objectives.gradient_matching import GradientMatching, gradient_distances
+from datastill.objectives.gradient_distances import gradient_distances
+from datastill.objectives.gradient_matching import GradientMatching
 from datastill.rng import generator, isolated
 
 

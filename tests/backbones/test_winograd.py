@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from datastill.backbones import winograd
 from datastill.backbones.precision import Conv2d
-from datastill.backbones.winograd import convolve, pays
+from datastill.backbones.winograd import convolve, pays, weight_slopes
 
 SIZES = [(14, 14), (7, 7), (4, 9), (1, 30), (13, 3)]
 
@@ -37,6 +37,7 @@ def test_equals_the_sum_over_windows_and_its_gradients(size: tuple[int, int], mo
     for mine, its in zip(found, expected):
         assert mine.shape == its.shape
         assert distance(mine, its.double()) < 3e-6
+    assert torch.equal(weight_slopes(slopes, inputs.detach(), weight.detach()), found[1])
 
 
 def test_its_points_round_less_than_the_usual_ones(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -171,3 +171,27 @@ def test_bad_strategies(strategy: str, words: str) -> None:
 def test_bad_strengths(strength: dict[str, float]) -> None:
     with pytest.raises(InputError, match=next(iter(strength))):
         Augmentation(OPERATIONS, **strength)  # type: ignore[arg-type]
+
+
+ALWAYS = Augmentation(OPERATIONS, always=("flip", "color", "cutout"))
+
+
+@pytest.mark.parametrize(
+    "augment", [Augmentation.parse(NATURAL), ALWAYS, Augmentation(("crop",)), Augmentation()], ids=str
+)
+def test_all_groups_at_once_are_one_after_the_other(augment: Augmentation) -> None:
+    batch, owners = images(40), torch.randint(9, (40,), generator=torch.Generator().manual_seed(1))
+    owners[owners == 4] = 5  # a group without images
+    batch.requires_grad_()
+    seeds = list(range(9))
+    found = augment.by_group(batch, owners, seeds)
+    expected = torch.empty_like(batch)
+    for group, seed in enumerate(seeds):
+        if group == 4:
+            continue
+        expected = expected.index_put((owners == group,), augment(batch[owners == group], seed))
+    torch.testing.assert_close(found, expected)
+    weights = torch.randn(found.shape, generator=torch.Generator().manual_seed(2))
+    slopes = [torch.autograd.grad((one * weights).sum(), batch)[0] for one in (found, expected)]
+    torch.testing.assert_close(*slopes)
+    assert augment.by_group(batch[:0], owners[:0], seeds).shape == (0, *batch.shape[1:])

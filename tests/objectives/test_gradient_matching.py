@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 import pytest
@@ -10,13 +11,18 @@ from sklearn.datasets import load_digits
 from torch import Tensor
 from torch.nn import functional as F
 
+from datastill import memory
 from datastill.backbones.base import Learner
 from datastill.backbones.batch import Batch
 from datastill.backbones.convnet import ConvNet
+from datastill.backbones.mlp import MLP
 from datastill.checks.toy import ToyModality
 from datastill.errors import InputError
+from datastill.modalities.base import Modality
 from datastill.modalities.image import ImageModality
+from datastill.objectives import in_parts
 from datastill.objectives.gradient_matching import GradientMatching, published_loops
+from datastill.objectives.in_parts import parts_of_groups, sum_of_parts
 from datastill.rng import generator
 
 MODALITY = ToyModality(points=6)
@@ -269,7 +275,7 @@ def test_augmented_groups_in_one_pass_are_those_that_go_alone(monkeypatch: pytes
     results = []
     for alone in (False, True):
         if alone:
-            monkeypatch.setattr("datastill.objectives.gradient_matching.joined", lambda batches: None)
+            monkeypatch.setattr(ImageModality, "group_augmenter", Modality.group_augmenter)
             monkeypatch.setattr(ConvNet, "group_gradients", Learner.group_gradients)
         modality = ImageModality(pixels, labels)
         summary = modality.summary([1, 2, 1], rng=generator("summary"))
@@ -283,6 +289,81 @@ def test_augmented_groups_in_one_pass_are_those_that_go_alone(monkeypatch: pytes
             assert together is one
         else:
             assert torch.allclose(together, one, rtol=1e-4, atol=1e-6)
+
+
+SETTINGS: list[dict[str, Any]] = [
+    {"augment": True, "weighting": "size"},
+    {"distance": "hidden-squared", "synthetic_limit": 2},
+    {"distance": "cosine", "groups_per_step": 2},
+]
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+@pytest.mark.parametrize("labels", ["hard", "learned"])
+def test_groups_in_parts_are_those_of_one_graph(
+    settings: dict[str, Any], labels: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours = torch.tensor([0] * 6 + [1] * 9 + [2] * 7 + [3] * 4)
+    pixels = torch.rand(len(ours), 1, 8, 8, generator=generator("parts"), dtype=torch.float64)
+    modality, results = ImageModality(pixels, ours).to(dtype=torch.float64), []
+    for room, parts in ((2**40, [[0, 1, 2, 3]]), (1, [[0], [1], [2], [3]])):
+        monkeypatch.setattr(in_parts, "_ROOM", room)
+        summary = modality.summary([1, 3, 2, 1], rng=generator("summary"), labels=labels)
+        objective = GradientMatching(learner="convnet-d2-w12", **settings)
+        objective.start(modality, summary)
+        assert [list(part) for part in objective._parts] == parts
+        found = []
+        for step in range(2):
+            loss = 3 * objective.loss(generator(step))
+            parameters = [value for values in summary.parameter_groups().values() for value in values]
+            found += [loss.detach(), *torch.autograd.grad(loss, parameters, allow_unused=True)]
+            objective.after_step(generator(step))
+        results.append([value for value in found if value is not None])
+    assert len(results[0]) == len(results[1]) >= 4
+    for whole, cut in zip(*results):
+        torch.testing.assert_close(cut, whole, rtol=1e-9, atol=1e-12)
+
+
+def test_parts_are_what_fits_into_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    batch = Batch(torch.rand(7, 6), torch.zeros(7), torch.tensor([0, 2, 2, 2, 3, 4, 5]))
+    net = MLP(6, 2, depth=0)
+    # A point has 6 numbers and gives 2; a group has 14 weights. All of that four times, in four bytes.
+    each = {group: 16 * (8 * points + 14) for group, points in ((0, 1), (2, 3), (3, 1), (4, 1), (5, 1))}
+    with memory.limit(4 * (each[0] + each[2] + each[3] - 1)):
+        assert parts_of_groups(net, batch) == [{0: 1, 2: 3}, {3: 1, 4: 1, 5: 1}]
+        assert parts_of_groups(net, batch, 2) == [{0: 1, 2: 2, 3: 1}, {4: 1, 5: 1}]
+    with memory.limit(1):
+        assert parts_of_groups(net, batch) == [
+            {group: points} for group, points in ((0, 1), (2, 3), (3, 1), (4, 1), (5, 1))
+        ]
+    assert len(parts_of_groups(net, batch)) == 1
+    nested = Batch((batch.inputs,), batch.targets, batch.groups)
+    with memory.limit(1):
+        assert len(parts_of_groups(net, nested)) == 1
+
+
+def test_a_sum_of_parts_keeps_no_graph_of_theirs() -> None:
+    batch, weights = Batch(torch.rand(5, 3, requires_grad=True), torch.zeros(5), torch.arange(5)), torch.rand(4)
+    alive: list[Any] = []
+
+    def part(number: int) -> Any:
+        def value(own: Batch) -> Tensor:
+            assert not [one for one in alive if one() is not None]
+            squares = own.inputs.square()
+            alive.append(weakref.ref(squares.untyped_storage()))
+            return weights[number] * squares[number].sum()
+
+        return value
+
+    found = sum_of_parts(batch, (part(number) for number in range(4)))
+    (slopes,) = torch.autograd.grad(2 * found, batch.inputs)
+    assert len(alive) == 4
+    torch.testing.assert_close(found, (weights[:, None] * batch.inputs[:4].square()).sum())
+    torch.testing.assert_close(slopes[:4], 4 * weights[:, None] * batch.inputs[:4])
+    assert not slopes[4].any()
+    alive.clear()
+    fixed = Batch(batch.inputs.detach(), batch.targets, batch.groups)
+    assert not sum_of_parts(fixed, [part(0)]).requires_grad
 
 
 def test_a_match_has_at_most_so_many_synthetic_points_of_a_group() -> None:

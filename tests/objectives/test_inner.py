@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
 import torch
 
-from datastill.backbones.batch import Batch
+from datastill.backbones.batch import Batch, map_tensors
+from datastill.checks.toy import ToyModality
 from datastill.errors import InputError
 from datastill.modalities.image import ImageModality
-from datastill.modalities.image_protocols import strategy
 from datastill.objectives.base import Objective
 from datastill.objectives.distribution_matching import DistributionMatching
 from datastill.objectives.gradient_matching import GradientMatching
-from datastill.objectives.inner import RealNorms, augmented_by_group, step_augmentation
+from datastill.objectives.inner import RealNorms, step_augmentation
 from datastill.objectives.layer_matching import LayerMatching
 from datastill.objectives.meta_model import UnrolledTraining
 from datastill.objectives.trajectory_matching import TrajectoryMatching
@@ -38,15 +39,37 @@ def kinds(images: torch.Tensor) -> int:
 
 
 def test_each_group_has_an_augmentation_of_its_own() -> None:
-    images, seeds = modality(), [3, 1, 4]
-    found = augmented_by_group(images, alike(), seeds)
+    images, seeds = modality(), {0: 3, 1: 1, 2: 4}
+    found = images.group_augmenter(True)(alike(), seeds)
     assert found.groups.tolist() == sorted(alike().groups.tolist())
-    for group, seed in enumerate(seeds):
+    for group, seed in seeds.items():
         expected = images.augment(alike().of_group(group), seed)
         assert torch.equal(found.of_group(group).inputs, expected.inputs)
         assert torch.equal(found.of_group(group).targets, expected.targets)
         assert kinds(found.of_group(group).inputs) == 1
     assert kinds(found.inputs) > 1
+    some = images.group_augmenter(True)(alike(), {2: 4, 0: 3})
+    assert some.groups.tolist() == [2] * 4 + [0] * 4  # those groups alone
+    assert torch.equal(some.of_group(0).inputs, found.of_group(0).inputs)
+
+
+class Turned(ToyModality):
+    """Whose points are multiplied by a number that the seed decides."""
+
+    def augment(self, batch: Batch, seed: int) -> Batch:
+        return dataclasses.replace(batch, inputs=map_tensors(lambda points: (1 + seed) * points, batch.inputs))
+
+
+def test_so_it_has_of_any_modality() -> None:
+    augment, batch = Turned().group_augmenter(True), Turned().real()
+    found = augment(batch, {2: 7, 0: 5})
+    assert torch.equal(found.of_group(0).inputs, 6 * batch.of_group(0).inputs)
+    assert torch.equal(found.of_group(2).inputs, 8 * batch.of_group(2).inputs)
+    assert not len(found.of_group(1))
+    nested = augment(dataclasses.replace(batch, inputs=(batch.inputs,)), {2: 7, 0: 5})
+    assert torch.equal(nested.inputs[0], 8 * batch.inputs)  # cannot be cut and joined: all by the first seed
+    with pytest.raises(InputError, match="have no augmentation 'idc'"):
+        Turned().group_augmenter("idc")
 
 
 def test_inner_steps_augment_each_point_by_itself() -> None:
@@ -88,16 +111,18 @@ def test_training_never_shares_an_augmentation(objective: Any, monkeypatch: pyte
 
 
 def test_idc_matches_under_colour_and_cutout_and_one_more() -> None:
-    given = alike()
+    given, images = alike(), modality("flip")
     for seed in range(6):
-        found = strategy("idc-match", given, seed, flip=True, classes=3, siamese=True)
+        seeds = dict.fromkeys(range(3), seed)
+        found = images.group_augmenter("idc-match")(given, seeds)
         assert kinds(found.inputs) == 1  # the same of all
         assert bool((found.inputs == 0).any())  # always a cutout
-        assert torch.equal(found.targets, given.targets)
+        assert torch.equal(found.targets, given.targets.sort().values)
         whole = found.inputs != 0
         assert not torch.equal(found.inputs[whole], given.inputs[whole])  # always another colour
-    mixed = [strategy("idc", given, seed, flip=True, classes=3, siamese=True).targets for seed in range(8)]
-    assert all(torch.equal(targets, given.targets) for targets in mixed)
+        assert (
+            images.group_augmenter("idc")(given, seeds).targets.tolist() == found.targets.tolist()
+        )  # nothing is mixed
 
 
 def test_a_named_augmentation_of_matching_is_used_and_an_unknown_one_refused() -> None:

@@ -15,7 +15,8 @@ from datastill.errors import InputError
 from datastill.modalities.image import ImageModality
 from datastill.objectives.base import RealBatches, sample
 from datastill.objectives.distribution_matching import DistributionMatching, group_means
-from datastill.objectives.gradient_matching import GradientMatching, gradient_distances
+from datastill.objectives.gradient_distances import gradient_distances
+from datastill.objectives.gradient_matching import GradientMatching
 from datastill.objectives.inner import PositiveRates, shuffled_picks, version_picks
 from datastill.objectives.kernel_ridge import KernelRidge
 from datastill.objectives.meta_model import UnrolledTraining
