@@ -14,7 +14,7 @@ from datastill.errors import InputError, unknown_name
 from datastill.objectives.base import Objective
 from datastill.outer import Schedule
 
-_SUMMARY_WIDTH, _ABOUT_WIDTH, _PAGE_WIDTH = 32, 48, 100  # characters of a table's cells and of a page's lines
+_KINDS_WIDTH, _SUMMARY_WIDTH, _ABOUT_WIDTH, _PAGE_WIDTH = 20, 32, 48, 100  # characters of cells and of a page
 
 
 @dataclass(frozen=True)
@@ -205,7 +205,7 @@ class RecipeBook(Mapping[str, Recipe]):
             made_for = recipe.modalities[0]
             merged = recipe.on(made_for)
             kinds = "all" if len(recipe.modalities) == most else ", ".join(recipe.modalities)
-            row = [[recipe.name], [kinds], [merged.objective or "-"]]
+            row = [[recipe.name], _wrapped(kinds, _KINDS_WIDTH), [merged.objective or "-"]]
             row += [_wrapped(_listed(merged.summary), _SUMMARY_WIDTH), [recipe.learner(made_for)]]
             row += [*([figure] for figure in figures), _wrapped(recipe.paper or recipe.title, _ABOUT_WIDTH)]
             rows.append(row)

@@ -1,4 +1,4 @@
-"""The recipes that come with the library, as plain data: a file for each kind of data, one for those that fit every kind."""
+"""The recipes that come with the library, as plain data: a file for each family of methods, others for single kinds of data."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ from datastill.recipebook import (
     graph,
     image,
     interactions,
-    shared,
+    regression,
     text,
+    trajectory,
+    unrolled,
 )
 
 recipes = RecipeBook(
@@ -21,9 +23,11 @@ recipes = RecipeBook(
         *text.RECIPES,
         *graph.RECIPES,
         *interactions.RECIPES,
-        *shared.RECIPES,
-        *distribution.RECIPES,
         *gradient.RECIPES,
+        *regression.RECIPES,
+        *unrolled.RECIPES,
+        *trajectory.RECIPES,
+        *distribution.RECIPES,
         *coresets.RECIPES,
         *decoupled.RECIPES,
     ],

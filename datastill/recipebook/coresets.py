@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from datastill.recipe import Recipe
-
-_ANY = ("image", "text", "graph", "graphs", "interactions")
-
+from datastill.recipebook.kinds import EVERY
 
 # The figures of the survey's Table 1, which are those of DC's tables.
 _PUBLISHED = {
@@ -25,7 +23,7 @@ def _recipe(name: str, title: str, paper: str) -> Recipe:
         name,
         title,
         paper,
-        _ANY,
+        EVERY,
         objective=None,
         summary={"init": name},
         steps=0,

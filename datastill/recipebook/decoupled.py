@@ -9,8 +9,8 @@ from __future__ import annotations
 from typing import Any
 
 from datastill.recipe import Recipe
+from datastill.recipebook.kinds import EVERY
 
-_ANY = ("image", "text", "graph", "graphs", "interactions")
 # Graph sets and logs have no soft labels; the choice of points works on them too.
 _HARD: dict[str, dict[str, Any]] = {kind: {"summary": {"labels": "own"}} for kind in ("graphs", "interactions")}
 
@@ -20,7 +20,7 @@ RECIPES = [
         title="recovering points from the statistics that a trained network keeps of its features, with its labels",
         paper="Yin, Xing & Shen, NeurIPS 2023, arXiv 2306.13092",
         published={"ImageNet-1K": {10: 21.3, 50: 46.8}, "Tiny ImageNet": {50: 41.1}},
-        modalities=_ANY,
+        modalities=EVERY,
         objective="statistics-matching",
         settings={"weight": 0.01, "first_weight": 10.0},
         steps=1000,
@@ -70,7 +70,7 @@ RECIPES = [
         title="the crops of real images, or the real points, at which a trained network has the lowest loss, with its labels",
         paper="Sun et al., CVPR 2024, arXiv 2312.03526",
         published={"ImageNet-1K": {10: 42.0}},
-        modalities=_ANY,
+        modalities=EVERY,
         objective=None,
         summary={"init": "rded", "labels": "teacher"},
         steps=0,
@@ -80,7 +80,7 @@ RECIPES = [
         name="soft-random",
         title="random real points with the labels of a trained network",
         paper="Qin, Deng & Alvarez-Melis, NeurIPS 2024, arXiv 2406.10774",
-        modalities=_ANY[:3],
+        modalities=EVERY[:3],
         objective=None,
         summary={"init": "random", "labels": "teacher"},
         steps=0,

@@ -1,12 +1,12 @@
-"""Distribution matching and its successors, which run on every kind of data."""
+"""Matching the distributions of features."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from datastill.recipe import Recipe
+from datastill.recipebook.kinds import EVERY
 
-_ANY = ("image", "text", "graph", "graphs", "interactions")
 # What other kinds of data than images need otherwise: where the summary begins, how it moves and for how long.
 _ELSEWHERE: dict[str, dict[str, Any]] = {
     "text": {"steps": 100, "optimizer": "adam", "lr": 0.02, "momentum": None},
@@ -43,7 +43,7 @@ RECIPES = [
         paper="Zhao & Bilen, WACV 2023, arXiv 2110.04181",
         published={"MNIST": {1: 89.7, 10: 97.5, 50: 98.6}, "CIFAR-10": {1: 26.0, 10: 48.9, 50: 63.0}},
         protocol="dm",
-        modalities=_ANY,
+        modalities=EVERY,
         objective="distribution-matching",
         settings={"real_size": 256},
         steps=1000,
@@ -59,7 +59,7 @@ RECIPES = [
         name="cafe",
         title="matching the features of every layer, with a discrimination loss and adaptive loops",
         paper="Wang et al., CVPR 2022, arXiv 2203.01531",
-        modalities=_ANY,
+        modalities=EVERY,
         published={"MNIST": {1: 90.8, 10: 97.5, 50: 98.9}, "CIFAR-10": {1: 31.6, 10: 50.9, 50: 62.3}},
         protocol="cafe",
         objective="layer-matching",
@@ -76,7 +76,7 @@ RECIPES = [
         name="m3d",
         title="distribution matching of all moments, by a kernel's maximum mean discrepancy",
         paper="Zhang et al., AAAI 2024, arXiv 2312.15927",
-        modalities=_ANY,
+        modalities=EVERY,
         objective="distribution-matching",
         settings={"real_size": 256, "discrepancy": "gaussian"},
         steps=1000,
@@ -88,12 +88,25 @@ RECIPES = [
         name="idm",
         title="distribution matching under networks at every stage of training, with a classification loss, without mosaics",
         paper="Zhao et al., CVPR 2023, arXiv 2307.09742",
-        modalities=_ANY,
+        modalities=EVERY,
         objective="distribution-matching",
         settings={"real_size": 256, "refresh": 5, "warmup": 50, "spread_warmup": True, "class_loss": 0.5},
         steps=1000,
         optimizer="adam",
         lr=0.02,
         overrides={**_ELSEWHERE, "image": {"settings": _IMAGE}},
+    ),
+    Recipe(
+        name="kfs",
+        title="latent codes through small shared decoders, by distribution matching",
+        paper="Lee et al., 2022, arXiv 2208.10494",
+        published={"CIFAR-10": {1: 59.8, 10: 72.0, 50: 75.0}},
+        protocol="dm",
+        modalities=("image",),
+        objective="distribution-matching",
+        settings={"real_size": 256, "real_precision": "auto"},
+        summary={"storage": "codes", "decoders": 2, "clamp": False},
+        steps=1000,
+        lr=0.01,
     ),
 ]

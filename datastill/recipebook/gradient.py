@@ -1,9 +1,51 @@
-"""Successors of gradient matching, for images."""
+"""Gradient matching and its successors."""
 
 from __future__ import annotations
 
-from datastill.recipe import Recipe
+from typing import Any
 
+from datastill.recipe import Recipe
+from datastill.recipebook.kinds import EVERY
+
+# What other kinds of data than images need: networks are kept longer and summaries move by Adam.
+_ELSEWHERE: dict[str, dict[str, Any]] = {
+    "text": {
+        "settings": {"outer_loops": 5, "inner_epochs": 5, "real_size": 64},
+        "steps": 60,
+        "optimizer": "adam",
+        "lr": 0.02,
+        "momentum": None,
+    },
+    "graph": {
+        "summary": {"init": "propagated"},
+        "settings": {"learner": "sgc", "outer_loops": 20, "inner_epochs": 15, "inner_optimizer": "adam"},
+        "steps": 200,
+        "optimizer": "adam",
+        "lr": 0.01,
+        "momentum": None,
+    },
+    "graphs": {
+        "settings": {"outer_loops": 5, "inner_epochs": 10, "inner_optimizer": "adam", "inner_lr": 1e-3},
+        "steps": 150,
+        "optimizer": "adam",
+        "lr": {"features": 0.05, "adjacency": 0.1},
+        "momentum": None,
+        "select_on": "export",
+    },
+    "interactions": {
+        "summary": {"init": "kmeans", "temperature": 1.0},
+        "settings": {
+            "outer_loops": 5,
+            "inner_epochs": 5,
+            "inner_optimizer": "adam",
+            "inner_lr": 1e-3,
+        },
+        "steps": 100,
+        "optimizer": "adam",
+        "lr": 0.03,
+        "momentum": None,
+    },
+}
 # The paper has absolute differences for MNIST and squared ones ("hidden-squared") for CIFAR-10; and for mosaics of MNIST the
 # augmentation "idc-plain" in both places, as its protocol idc-mnist has.
 _IDC = {
@@ -24,28 +66,63 @@ _IDC = {
     "synthetic_limit": 128,
 }
 
+
+def _contrasted(options: dict[str, Any]) -> dict[str, Any]:
+    """With a contrast after a quarter of the steps."""
+    return {**options, "settings": {**options["settings"], "contrast_after": options["steps"] // 4}}
+
+
 RECIPES = [
+    Recipe(
+        name="dc",
+        title="gradient matching",
+        paper="Zhao, Mopuri & Bilen, ICLR 2021, arXiv 2006.05929",
+        published={"MNIST": {1: 91.7, 10: 97.4, 50: 98.2}, "CIFAR-10": {1: 28.3, 10: 44.9, 50: 53.9}},
+        protocol={"MNIST": "dc-mnist", "CIFAR-10": "dc"},
+        modalities=EVERY,
+        objective="gradient-matching",
+        settings={"inner_lr": 0.01, "real_size": 256},
+        steps=1000,
+        optimizer="sgd",
+        lr=0.1,
+        momentum=0.5,
+        overrides={
+            "image": {"settings": {"real_precision": "auto"}, "summary": {"clamp": False}},
+            **_ELSEWHERE,
+        },
+    ),
+    Recipe(
+        name="dsa",
+        title="gradient matching with siamese augmentation",
+        paper="Zhao & Bilen, ICML 2021, arXiv 2102.08259",
+        published={"MNIST": {1: 88.7, 10: 97.8, 50: 99.2}, "CIFAR-10": {1: 28.8, 10: 52.1, 50: 60.6}},
+        protocol="dsa",
+        modalities=("image",),
+        objective="gradient-matching",
+        settings={"inner_lr": 0.01, "real_size": 256, "real_precision": "auto", "augment": True},
+        summary={"clamp": False},
+        steps=1000,
+        optimizer="sgd",
+        lr=0.1,
+        momentum=0.5,
+    ),
     Recipe(
         name="dcc",
         title="gradient matching that contrasts classes, after a quarter of the run and after ten matches of a network",
         paper="Lee et al., ICML 2022, arXiv 2202.02916",
         published={"CIFAR-10": {1: 34.0, 10: 54.5, 50: 64.2}},
         protocol="dsa",
-        modalities=("image",),
+        modalities=("image", "text", "graph", "graphs"),
         objective="gradient-matching",
-        settings={
-            "inner_lr": 0.01,
-            "real_size": 256,
-            "real_precision": "auto",
-            "augment": True,
-            "contrast_after": 250,  # of 1,000 steps
-            "contrast_matches": 10,  # of a network, with more than ten images a class
-        },
-        summary={"clamp": False},
+        settings={"inner_lr": 0.01, "real_size": 256, "augment": True, "contrast_matches": 10},
         steps=1000,
         optimizer="sgd",
         lr=0.1,
         momentum=0.5,
+        overrides={
+            "image": {"settings": {"real_precision": "auto", "contrast_after": 250}, "summary": {"clamp": False}},
+            **{kind: _contrasted(_ELSEWHERE[kind]) for kind in ("text", "graph", "graphs")},
+        },
     ),
     Recipe(
         name="idc-i",
