@@ -55,6 +55,8 @@ ROWS: dict[str, dict[str, Any]] = {
     "kip": {"per_class": 10, "width": 128, "real": 500},
     "dm classes": {"per_class": 10, "width": 32, "real": 100, "many": True},
     "dc classes": {"per_class": 10, "width": 32, "real": 100, "many": True},
+    "dm classes w128": {"per_class": 10, "width": 128, "real": 250, "many": True},
+    "dc classes w128": {"per_class": 10, "width": 128, "real": 250, "many": True},
 }
 
 
