@@ -135,6 +135,11 @@ def enough(size: int | None, available: Sequence[int]) -> int | None:
     return None if size is not None and size >= max(available) else size
 
 
+def limit_of(limit: int | None, size: int | None, groups: int) -> int | None:
+    """`limit`, or None where a batch of `size` points of so many groups never has more points than that."""
+    return None if limit is not None and (size or limit) * groups <= limit else limit
+
+
 def _shared(batch: Any) -> Any:
     return batch.take(processes.share(len(batch)).to(batch.groups.device))
 
@@ -215,6 +220,12 @@ def training_bytes(modality: Modality, learner: str) -> int:
 def real_sizes(modality: Modality, real_size: int | None) -> list[int]:
     """Real points of each group in a batch of `real_size` a group; None is all of them."""
     return [size if real_size is None else min(size, real_size) for size in modality.group_sizes]
+
+
+def limited_size(modality: Modality, size: int | None, limit: int | None) -> int:
+    """About how many points a group a batch of `size` of each has, where it has at most `limit` in all."""
+    points = sum(real_sizes(modality, size))
+    return -(-(points if limit is None else min(points, limit)) // modality.num_groups)
 
 
 def input_bytes(modality: Modality, points: int) -> int:

@@ -19,7 +19,7 @@ from datastill.backbones.precision import Precision, check_precision, convolved_
 from datastill.backbones.ridge import linear_gram, ridge_solve
 from datastill.errors import check_count, require
 from datastill.modalities.base import Modality, Summary
-from datastill.objectives.base import Objective, RealBatches
+from datastill.objectives.base import Objective, RealBatches, limit_of, limited_size, network_bytes
 from datastill.objectives.pool import LearnerPool
 from datastill.processes import portion
 from datastill.rng import fork, generator
@@ -38,7 +38,9 @@ class FeatureRegression(Objective):
             smaller than a real batch, and let the learners grow old in a short run.
         inner_batch: synthetic points of a training step; None takes all of them.
         ridge: at least 0, relative to the mean diagonal of F_s F_s'.
-        real_size: real points a group at each step; None takes all of them.
+        real_size: real points a group at each step; None takes all of them, as far as `real_limit` goes.
+        real_limit: most real points of a step, all groups together: of more, each step draws a sample stratified by group. None
+            sets no limit.
         real_precision: in what the convolutions of real points are multiplied: "full", "bfloat16", which is much faster where the
             hardware does it natively, or "auto", which is bfloat16 there and full elsewhere.
         inner_precision: the same for the learners' training.
@@ -60,6 +62,7 @@ class FeatureRegression(Objective):
     inner_batch: int | None = 1000
     ridge: float = 1e-6
     real_size: int | None = 102
+    real_limit: int | None = 8192
     real_precision: Precision = "full"
     inner_precision: Precision = "full"
     inner_augment: bool | str = False
@@ -76,7 +79,7 @@ class FeatureRegression(Objective):
         check_count("pool", self.pool)
         check_count("max_age", self.max_age)
         check_count("inner_steps", self.inner_steps)
-        for field in ("inner_batch", "real_size", "unit_outputs"):
+        for field in ("inner_batch", "real_size", "real_limit", "unit_outputs"):
             if getattr(self, field) is not None:
                 check_count(field, getattr(self, field))
         require(self.inner_lr > 0, f"inner_lr must be positive, got {self.inner_lr!r}.")
@@ -86,7 +89,8 @@ class FeatureRegression(Objective):
     def start(self, modality: Modality, summary: Summary, *, seed: int = 0, workdir: Path | None = None) -> None:
         super().start(modality, summary, seed=seed, workdir=workdir)
         self._vary = modality.augmenter(self.inner_augment) if self.inner_augment else None
-        self._real = RealBatches(modality.real, self.real_size)
+        limit = limit_of(self.real_limit, self.real_size, modality.num_groups)
+        self._real = RealBatches(modality.real, self.real_size, limit)
         self._learns_labels = "labels" in summary.parameter_groups()
         self._scale = 1.0
         if self.unit_outputs is not None:
@@ -94,6 +98,11 @@ class FeatureRegression(Objective):
         draws = generator(seed, "learner pool")
         self._pool = LearnerPool(
             modality, self.learner, self.pool, self.max_age, self.inner_lr, draws, target_scale=self._scale
+        )
+
+    def footprint(self, modality: Modality, summary: Summary) -> int:
+        return network_bytes(
+            modality, summary, self.learner, real_size=limited_size(modality, self.real_size, self.real_limit)
         )
 
     def loss(self, rng: torch.Generator) -> Tensor:

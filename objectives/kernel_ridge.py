@@ -22,7 +22,16 @@ from datastill.backbones.precision import Precision, check_precision
 from datastill.backbones.ridge import ridge_solve
 from datastill.errors import InputError, check_count, require, unknown_name
 from datastill.modalities.base import Modality, Summary
-from datastill.objectives.base import Objective, RealBatches, input_bytes, network_bytes, real_sizes, sample
+from datastill.objectives.base import (
+    Objective,
+    RealBatches,
+    input_bytes,
+    limit_of,
+    limited_size,
+    network_bytes,
+    real_sizes,
+    sample,
+)
 from datastill.objectives.label_solve import NormalEquations
 from datastill.processes import portion
 from datastill.rng import fork, generator
@@ -130,9 +139,7 @@ class KernelRidge(Objective):
         self._seed = seed
         if self.retune is not None:
             modality.check_split("validation")
-        limit = self.real_limit
-        if limit is not None and (self.real_size or limit) * modality.num_groups <= limit:
-            limit = None  # it is never met
+        limit = limit_of(self.real_limit, self.real_size, modality.num_groups)
         self._real = RealBatches(modality.real, self.real_size, limit)
         self._sharpness = nn.Parameter(torch.zeros((), device=modality.device, dtype=modality.dtype))
         self._step = 0
@@ -153,7 +160,7 @@ class KernelRidge(Objective):
         real = real if self.real_limit is None else min(real, self.real_limit)
         ours = summary.num_points if self.synthetic_limit is None else min(summary.num_points, self.synthetic_limit)
         if self.kernel == "features":
-            size = -(-real // modality.num_groups)
+            size = limited_size(modality, self.real_size, self.real_limit)
             return self.learners * network_bytes(modality, summary, self.learner, real_size=size, points=ours)
         numbers = modality.kernel(self.kernel, depth=self.depth).kept((real + ours) * ours, modality.device)
         return numbers * modality.dtype.itemsize + input_bytes(modality, real + ours)

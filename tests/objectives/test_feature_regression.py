@@ -10,6 +10,7 @@ from torch import Tensor
 
 from datastill.backbones.batch import Batch
 from datastill.checks.toy import ToyModality, ToySummary
+from datastill.errors import InputError
 from datastill.modalities.image import ImageModality
 from datastill.objectives.feature_regression import FeatureRegression, label_margin
 from datastill.rng import generator
@@ -141,3 +142,20 @@ def test_the_margin_stands_beside_the_error_summed_over_outputs(classes: int) ->
     gap = loss(1.0) - loss(0.0)
     assert gap == pytest.approx(float(label_margin(labels[0])) / classes, rel=1e-4)
     assert gap != 0
+
+
+def test_a_step_has_at_most_so_many_real_points() -> None:
+    modality = ToyModality(points=9)
+    summary = modality.summary([2, 2, 2], rng=generator("limit"))
+    estimates = []
+    for size, limit, points in ((None, 12, 12), (7, 12, 12), (7, None, 21), (4, 12, 12), (3, 12, 9)):
+        objective = FeatureRegression(learner="mlp", pool=1, real_size=size, real_limit=limit)
+        objective.start(modality, summary)
+        batch = objective._real(generator(1))
+        assert torch.bincount(batch.groups).tolist() == [points // 3] * 3
+        assert torch.isfinite(objective.loss(generator(2)))
+        estimates.append(objective.footprint(modality, summary))
+    assert estimates[0] == estimates[1] == estimates[3] < estimates[2]
+    assert estimates[4] < estimates[3]
+    with pytest.raises(InputError, match="real_limit must be an integer of at least 1"):
+        FeatureRegression(real_limit=0)
