@@ -8,7 +8,9 @@ inner loop.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -16,11 +18,14 @@ import torch
 from torch import Tensor
 
 from datastill.backbones.base import Learner
+from datastill.backbones.batch import Batch
+from datastill.backbones.chunks import parts_of
 from datastill.backbones.precision import Precision, check_precision, convolved_in
 from datastill.backbones.training import Protocol, train
 from datastill.errors import check_count, require, unknown_name
 from datastill.modalities.base import Modality, Summary
-from datastill.objectives.base import Objective, RealBatches
+from datastill.objectives.base import Objective, RealBatches, network_bytes
+from datastill.objectives.in_parts import FIRST, Parts, parts_of_summary, sum_of_parts
 from datastill.objectives.inner import RealNorms
 from datastill.processes import total
 from datastill.rng import fork
@@ -77,8 +82,17 @@ class DistributionMatching(Objective):
         self._real = RealBatches(modality.real, self.real_size)
         self._norms = RealNorms(modality)
         self._match = modality.group_augmenter(True)
+        self._parts = self._plan(modality, summary)
         self._net: Learner | None = None
         self._age = 0
+
+    def footprint(self, modality: Modality, summary: Summary) -> int:
+        points = max(sum(part.values()) for part in self._plan(modality, summary))
+        return network_bytes(modality, summary, self.learner, real_size=self.real_size, kept=FIRST, points=points)
+
+    def _plan(self, modality: Modality, summary: Summary) -> Parts:
+        """Groups are matched one by one, but the class loss is of all points."""
+        return parts_of_summary(modality, summary, self.learner, derivative=FIRST, together=self.class_loss > 0)
 
     def loss(self, rng: torch.Generator) -> Tensor:
         """The discrepancy of each group's features, summed over groups."""
@@ -90,28 +104,46 @@ class DistributionMatching(Objective):
             seeds = {group: fork(rng) % 2**31 for group in range(self.modality.num_groups)}
             real, synthetic = (self._match(batch, seeds) for batch in (real, synthetic))
         with torch.no_grad(), convolved_in(self.real_precision):
-            theirs = net.embed(real.inputs).flatten(1)
-        ours = net.embed(synthetic.inputs).flatten(1)
-        counts = torch.bincount(synthetic.groups, minlength=self.modality.num_groups)
-        weights = (counts > 0).to(ours.dtype) if self.weighting == "uniform" else counts / counts.sum()
-        loss = (weights * self._gaps(ours, synthetic.groups, theirs, real.groups, shared=shared)).sum()
+            theirs = torch.cat([net.embed(part.inputs).flatten(1) for part in parts_of(net, real)])
+        aims = self._aims(theirs, real.groups, shared=shared)
+        weights = self._weights(synthetic)
+        if len(self._parts) == 1:
+            loss = self._gaps(net, synthetic, aims, weights)
+        else:
+            loss = sum_of_parts(synthetic, (partial(self._of_part, net, aims, weights, part) for part in self._parts))
         if self.class_loss:
             with torch.no_grad():
-                accuracy = self.modality.correct(net(real.inputs), real.targets).to(loss.dtype).mean()
+                right = [self.modality.correct(net(part.inputs), part.targets) for part in parts_of(net, real)]
+            accuracy = torch.cat(right).to(loss.dtype).mean()
             loss = loss + self.class_loss * accuracy * self.modality.loss(net(synthetic.inputs), synthetic.targets)
         return loss
 
-    def _gaps(self, ours: Tensor, our_groups: Tensor, theirs: Tensor, their_groups: Tensor, *, shared: bool) -> Tensor:
-        """The discrepancy of each group, (groups,); anything for a group without synthetic points."""
+    def _aims(self, theirs: Tensor, groups: Tensor, *, shared: bool) -> Any:
+        """For each group what its synthetic points are compared with: the mean of the real ones' features, or all of these."""
         count = self.modality.num_groups
         if self.discrepancy == "mean":
-            gaps = group_means(ours, our_groups, count) - group_means(theirs, their_groups, count, shared=shared)
-            return gaps.square().sum(1)
-        found = []
-        for group in range(count):
-            mine = ours[our_groups == group]
-            found.append(gaussian_discrepancy(mine, theirs[their_groups == group]) if len(mine) else ours.new_zeros(()))
-        return torch.stack(found)
+            return group_means(theirs, groups, count, shared=shared)
+        return [theirs[groups == group] for group in range(count)]
+
+    def _weights(self, synthetic: Batch) -> Tensor:
+        """Of each group, (groups,)."""
+        counts = torch.bincount(synthetic.groups, minlength=self.modality.num_groups).to(self.modality.dtype)
+        return (counts > 0).to(counts.dtype) if self.weighting == "uniform" else counts / counts.sum()
+
+    def _gaps(self, net: Learner, synthetic: Batch, aims: Any, weights: Tensor) -> Tensor:
+        """The discrepancies of all groups whose weight is not zero, weighted and summed."""
+        ours, groups = net.embed(synthetic.inputs).flatten(1), synthetic.groups
+        if self.discrepancy == "mean":
+            return weights @ (group_means(ours, groups, len(weights)) - aims).square().sum(1)
+        some = weights.nonzero().flatten().tolist()
+        return weights[some] @ torch.stack([gaussian_discrepancy(ours[groups == one], aims[one]) for one in some])
+
+    def _of_part(self, net: Learner, aims: Any, weights: Tensor, part: Mapping[int, int], synthetic: Batch) -> Tensor:
+        """The same of the groups of one part alone."""
+        own = torch.zeros_like(weights)
+        own[list(part)] = weights[list(part)]
+        order, _ = synthetic.in_blocks(list(part))
+        return self._gaps(net, synthetic if order is None else synthetic.take(order), aims, own)
 
     def after_step(self, rng: torch.Generator) -> None:
         self._age += 1

@@ -28,7 +28,7 @@ from datastill.errors import check_count, require, unknown_name
 from datastill.modalities.base import Modality, Summary
 from datastill.objectives.base import Objective, RealBatches, enough, network_bytes, weight_bytes
 from datastill.objectives.gradient_distances import DISTANCES, Distance, gradient_distances
-from datastill.objectives.in_parts import KEPT, parts_of_groups, sum_of_parts
+from datastill.objectives.in_parts import SECOND, Parts, parts_of_summary, sum_of_parts
 from datastill.objectives.inner import OncePerStep, RealNorms, shuffled_picks
 from datastill.rng import fork, generator, isolated
 
@@ -155,19 +155,16 @@ class GradientMatching(Objective):
         self._matches = self._steps = self._turn = 0
 
     def footprint(self, modality: Modality, summary: Summary) -> int:
-        largest = max((sum(part.values()), len(part)) for part in self._plan(modality, summary))
-        options: dict[str, Any] = {"real_size": self.real_size, "kept": KEPT, "real": "gradients", "points": largest[0]}
-        return network_bytes(modality, summary, self.learner, **options) + KEPT * largest[1] * weight_bytes(
-            modality, self.learner
+        points, groups = max((sum(part.values()), len(part)) for part in self._plan(modality, summary))
+        passes = network_bytes(
+            modality, summary, self.learner, real_size=self.real_size, kept=SECOND, real="gradients", points=points
         )
+        return passes + SECOND * groups * weight_bytes(modality, self.learner)
 
-    def _plan(self, modality: Modality, summary: Summary) -> list[dict[int, int]]:
-        """The points of each group in a match, in the parts of `parts_of_groups`; in one where all are to be matched together."""
-        with torch.no_grad():
-            batch = summary().detach().to(modality.device)
-        parts = parts_of_groups(modality.learner(self.learner, rng=generator("parts")), batch, self.synthetic_limit)
-        together = self.contrast_after is not None or self.contrast_matches is not None
-        return [dict(pair for part in parts for pair in part.items())] if together else parts
+    def _plan(self, modality: Modality, summary: Summary) -> Parts:
+        """Groups are matched one by one, but a contrast is of all of them."""
+        contrasts = self.contrast_after is not None or self.contrast_matches is not None
+        return parts_of_summary(modality, summary, self.learner, most=self.synthetic_limit, together=contrasts)
 
     def loss(self, rng: torch.Generator) -> Tensor:
         """The distance of gradients, summed over groups."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -13,15 +13,37 @@ from datastill import memory
 from datastill.backbones.base import Learner
 from datastill.backbones.batch import Batch
 from datastill.backbones.chunks import activations
+from datastill.modalities.base import Modality, Summary
+from datastill.rng import generator
 
-KEPT = 4
-"""How often what layers give, and a group's gradient, are in memory for a derivative of gradients."""
+FIRST, SECOND = 2, 4
+"""How often what layers give is in memory for a derivative, and for one of gradients; and then those gradients."""
 _ROOM = 128 * 2**20
 """Bytes of graphs that a CPU keeps together, by this estimate: with more a step is hardly quicker."""
 
 
-def parts_of_groups(net: Learner, batch: Batch, most: int | None = None) -> list[dict[int, int]]:
-    """The groups of a summary with their points, cut into parts whose graphs of second order fit into memory together.
+Parts: TypeAlias = list[dict[int, int]]
+"""Groups, each with its points, of every part."""
+
+
+def parts_of_summary(
+    modality: Modality,
+    summary: Summary,
+    learner: str | None,
+    *,
+    most: int | None = None,
+    derivative: int = SECOND,
+    together: bool = False,
+) -> Parts:
+    """`parts_of_groups` of a summary for the learner of that name; one part of all groups if they are needed `together`."""
+    with torch.no_grad():
+        batch = summary().detach().to(modality.device)
+    parts = parts_of_groups(modality.learner(learner, rng=generator("parts")), batch, most, derivative=derivative)
+    return [dict(pair for part in parts for pair in part.items())] if together else parts
+
+
+def parts_of_groups(net: Learner, batch: Batch, most: int | None = None, *, derivative: int = SECOND) -> Parts:
+    """The groups of a summary with their points, cut into parts whose graphs fit into memory together.
 
     Groups are whole. A learner that couples points, and points that are not plain tensors, have one part of all groups.
 
@@ -29,6 +51,7 @@ def parts_of_groups(net: Learner, batch: Batch, most: int | None = None) -> list
         net: the learner that is differentiated.
         batch: all points of the summary.
         most: points of a group that count, at most; None is all.
+        derivative: `SECOND` where gradients of each group are differentiated again, or `FIRST`.
     """
     counts = enumerate(torch.bincount(batch.groups.cpu()).tolist())
     groups = {group: min(count, most or count) for group, count in counts if count}
@@ -36,9 +59,10 @@ def parts_of_groups(net: Learner, batch: Batch, most: int | None = None) -> list
         return [groups]
     device = batch.groups.device
     room = memory.chunk(1, device, most=_ROOM if device.type == "cpu" else sys.maxsize)
-    of_point = KEPT * activations(net, batch.take(torch.zeros_like(batch.groups[:1])).inputs)[0]
-    of_group = KEPT * sum(value.numel() * value.element_size() for value in net.parameters())
-    parts: list[dict[int, int]] = []
+    of_point = derivative * activations(net, batch.take(torch.zeros_like(batch.groups[:1])).inputs)[0]
+    weights = sum(value.numel() * value.element_size() for value in net.parameters())
+    of_group = derivative * weights if derivative == SECOND else 0
+    parts: Parts = []
     left = 0
     for group, points in groups.items():
         needed = points * of_point + of_group

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import itertools
 import math
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from datastill import memory
 from datastill.checks.toy import ToyModality
-from datastill.objectives import distribution_matching
+from datastill.modalities.image import ImageModality
+from datastill.objectives import distribution_matching, in_parts
 from datastill.objectives.distribution_matching import DistributionMatching, gaussian_discrepancy
 from datastill.rng import generator
 
@@ -89,3 +92,40 @@ def test_learners_of_every_stage(monkeypatch: pytest.MonkeyPatch) -> None:
         objective.after_step(generator(step))
     assert set(seen) == {1, 2, 3}
     assert 60 - len(seen) > 5  # those that were not trained at all
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"weighting": "share"}, {"discrepancy": "gaussian"}, {"class_loss": 0.5}],
+    ids=["mean", "gaussian", "class loss"],
+)
+def test_groups_in_parts_are_those_of_one_graph(settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """All but those with a loss of all points together."""
+    labels = torch.tensor([0] * 6 + [1] * 9 + [2] * 7 + [3] * 5)
+    pixels = torch.rand(len(labels), 1, 8, 8, generator=generator("parts"), dtype=torch.float64)
+    modality, results = ImageModality(pixels, labels).to(dtype=torch.float64), []
+    for room, parts in ((2**40, [[0, 1, 3]]), (1, [[0], [1], [3]])):
+        monkeypatch.setattr(in_parts, "_ROOM", room)
+        summary = modality.summary([1, 3, 0, 2], rng=generator("summary"))
+        objective = DistributionMatching(learner="convnet-d2-w12", real_size=None, **settings)
+        objective.start(modality, summary)
+        together = "class_loss" in settings
+        assert [list(part) for part in objective._parts] == ([[0, 1, 3]] if together else parts)
+        loss = 3 * objective.loss(generator("loss"))
+        parameters = [value for values in summary.parameter_groups().values() for value in values]
+        results.append([loss.detach(), *torch.autograd.grad(loss, parameters)])
+    for whole, cut in zip(*results):
+        torch.testing.assert_close(cut, whole, rtol=1e-9, atol=1e-12)
+
+
+def test_memory_does_not_grow_with_the_summary_once_it_is_in_parts() -> None:
+    modality = ImageModality(torch.rand(60, 1, 16, 16, generator=generator("many")), torch.arange(60) % 20)
+    found = []
+    for count in (1, 2):
+        objective, summary = DistributionMatching(), modality.summary([count] * 20, rng=generator("summary"))
+        with memory.limit(2**22):
+            found.append(objective.footprint(modality, summary))
+            objective.start(modality, summary)
+        assert len(objective._parts) > count
+    assert found[1] < 1.2 * found[0]
+    assert DistributionMatching().footprint(modality, summary) > 3 * found[1]
