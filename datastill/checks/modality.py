@@ -292,12 +292,19 @@ def check_target_unchanged(modality: Modality, **options: Any) -> None:
 
 
 def check_augmentation(modality: Modality, **options: Any) -> None:
-    """`augment` is a pure function of the batch and the seed, and keeps targets and groups."""
+    """`augment` is a pure function of the batch and the seed, and keeps targets and groups; `group_augmenter` is it by group."""
     batch = modality.real(2, rng=generator("checks"))
     with global_random_state_untouched("augment()"):
         first, second = modality.augment(batch, 11), modality.augment(batch, 11)
     demand(same(first, second), "augment() differs for equal seeds.")
     demand(same((first.targets, first.groups), (batch.targets, batch.groups)), "augment() changes targets or groups.")
+    if batch.plain:
+        seeds = {group: 11 + group for group in range(modality.num_groups)}
+        together = modality.group_augmenter(True)(batch, seeds)
+        for group, seed in seeds.items():
+            alone, found = modality.augment(batch.of_group(group), seed), together.of_group(group)
+            agree = len(found) == len(alone) and torch.allclose(found.inputs, alone.inputs, rtol=1e-4, atol=1e-5)
+            demand(agree, f"group_augmenter() gives group {group} other points than augment() with its seed.")
 
 
 def check_bad_input(modality: Modality, **options: Any) -> None:

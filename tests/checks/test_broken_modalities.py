@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pytest
@@ -228,6 +228,14 @@ class Relabelling(ToyModality):
         return Batch(batch.inputs, batch.targets.flip(0), batch.groups)
 
 
+class Unanimous(ToyModality):
+    def augment(self, batch: Batch, seed: int) -> Batch:
+        return Batch((1 + seed) * batch.inputs, batch.targets, batch.groups)
+
+    def group_augmenter(self, strategy: bool | str) -> Callable[[Batch, Mapping[int, int]], Batch]:
+        return lambda batch, seeds: self.augment(batch, seeds[0])
+
+
 class Terse(ToyModality):
     def learner(self, name: str | None = None, *, rng: torch.Generator) -> Learner:
         if name not in (None, *self.learners):
@@ -291,6 +299,7 @@ class Counting(Summarised):
         (Vandal, checks.check_target_unchanged, "fingerprint"),
         (Forgetful, checks.check_augmentation, "equal seeds"),
         (Relabelling, checks.check_augmentation, "targets or groups"),
+        (Unanimous, checks.check_augmentation, "gives group 1 other points than augment"),
         (Terse, checks.check_bad_input, "not a sentence"),
         (AnyInit, checks.check_bad_input, "accepted silently"),
         (KeyErrorForUnknown, checks.check_bad_input, "raises KeyError"),
