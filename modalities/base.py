@@ -301,7 +301,10 @@ class Modality(ABC):
         return float(len(batch))
 
     def augment(self, batch: Batch, seed: int) -> Batch:
-        """Differentiable augmentation; equal seeds apply equal transformations to any two batches (siamese). Default: none."""
+        """Differentiable augmentation; equal seeds apply equal transformations to any two batches (siamese). Default: none.
+
+        Matching asks `group_augmenter` for the same by group: a modality that has both has to keep them in step.
+        """
         return batch
 
     def augment_each(self, batch: Batch, seed: int) -> Batch:
@@ -332,7 +335,10 @@ class Modality(ABC):
         def augment(batch: Batch, seeds: Mapping[int, int]) -> Batch:
             if not batch.plain:
                 return self.augment(batch, next(iter(seeds.values())))
-            return joined([self.augment(batch.of_group(group), seed) for group, seed in seeds.items()])
+            order, sizes = batch.in_blocks(list(seeds))
+            own = batch if order is None else batch.take(order)
+            present = [(group, seed) for (group, seed), size in zip(seeds.items(), sizes) if size]
+            return joined([self.augment(own.of_group(group), seed) for group, seed in present]) if present else own
 
         return augment
 

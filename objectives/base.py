@@ -57,7 +57,8 @@ class Objective(ABC):
         """Called before the summary is validated, and at the end: an objective that labels its points does so here."""
 
     def footprint(self, modality: Modality, summary: Summary) -> int:
-        """About how many bytes a step takes, from the shapes of points and learners alone; may be asked before `start`.
+        """About how many bytes a step takes, from the shapes of points and learners and, where a step is cut into parts, the
+        memory there is; may be asked before `start`.
 
         By default those of a learner's pass over the summary, kept for the gradient, and of one over real points without.
         """
@@ -137,7 +138,8 @@ def enough(size: int | None, available: Sequence[int]) -> int | None:
 
 def limit_of(limit: int | None, size: int | None, groups: int) -> int | None:
     """`limit`, or None where a batch of `size` points of so many groups never has more points than that."""
-    return None if limit is not None and (size or limit) * groups <= limit else limit
+    met = limit is None or size is None or size * groups > limit
+    return limit if met else None
 
 
 def _shared(batch: Any) -> Any:
@@ -166,6 +168,7 @@ def network_bytes(
     learner: str | None,
     *,
     real_size: int | None = 0,
+    real_limit: int | None = None,
     kept: int = 2,
     real: Literal["embed", "layers", "gradients"] = "embed",
     points: int | None = None,
@@ -177,6 +180,7 @@ def network_bytes(
         summary: the synthetic points.
         learner: its name; None takes the modality's default.
         real_size: real points a group; None is all of them.
+        real_limit: of all groups together, at most; None sets no limit.
         kept: how often what the layers give for synthetic points is in memory: for the pass and its gradient 2, for a second
             derivative 4.
         real: what is wanted of real points: their last features, those of all layers, or gradients of each group.
@@ -191,15 +195,16 @@ def network_bytes(
         total = total * min(points, len(batch)) // len(batch)
     nbytes = kept * total
     sizes = real_sizes(modality, real_size)
-    if sum(sizes):
+    drawn = sum(sizes) if real_limit is None else min(sum(sizes), real_limit)
+    if drawn:
         one = modality.real(1, rng=rng)
         whole, largest = activations(net, one.inputs)
-        together = sum(sizes)
+        together = drawn
         if real != "layers":  # gradients take a group at a time, or as many of several as the learner looks at together
             together = min(together, net.points_at_a_time() or (max(sizes) if real == "gradients" else together))
         of_pass = 2 * largest if real == "embed" else (2 if real == "gradients" else 1) * whole
         nbytes += of_pass if net.couples_points else of_pass * together // len(one)
-    return nbytes + input_bytes(modality, sum(sizes))
+    return nbytes + input_bytes(modality, drawn)
 
 
 def training_bytes(modality: Modality, learner: str) -> int:
@@ -220,12 +225,6 @@ def training_bytes(modality: Modality, learner: str) -> int:
 def real_sizes(modality: Modality, real_size: int | None) -> list[int]:
     """Real points of each group in a batch of `real_size` a group; None is all of them."""
     return [size if real_size is None else min(size, real_size) for size in modality.group_sizes]
-
-
-def limited_size(modality: Modality, size: int | None, limit: int | None) -> int:
-    """About how many points a group a batch of `size` of each has, where it has at most `limit` in all."""
-    points = sum(real_sizes(modality, size))
-    return -(-(points if limit is None else min(points, limit)) // modality.num_groups)
 
 
 def input_bytes(modality: Modality, points: int) -> int:

@@ -19,7 +19,7 @@ from datastill.backbones.precision import Precision, check_precision, convolved_
 from datastill.backbones.ridge import linear_gram, ridge_solve
 from datastill.errors import check_count, require
 from datastill.modalities.base import Modality, Summary
-from datastill.objectives.base import Objective, RealBatches, limit_of, limited_size, network_bytes
+from datastill.objectives.base import Objective, RealBatches, limit_of, network_bytes
 from datastill.objectives.pool import LearnerPool
 from datastill.processes import portion
 from datastill.rng import fork, generator
@@ -101,9 +101,7 @@ class FeatureRegression(Objective):
         )
 
     def footprint(self, modality: Modality, summary: Summary) -> int:
-        return network_bytes(
-            modality, summary, self.learner, real_size=limited_size(modality, self.real_size, self.real_limit)
-        )
+        return network_bytes(modality, summary, self.learner, real_size=self.real_size, real_limit=self.real_limit)
 
     def loss(self, rng: torch.Generator) -> Tensor:
         """The regression's loss on real points, and the label margin."""

@@ -155,11 +155,12 @@ class GradientMatching(Objective):
         self._matches = self._steps = self._turn = 0
 
     def footprint(self, modality: Modality, summary: Summary) -> int:
-        points, groups = max((sum(part.values()), len(part)) for part in self._plan(modality, summary))
-        passes = network_bytes(
-            modality, summary, self.learner, real_size=self.real_size, kept=SECOND, real="gradients", points=points
+        whole = weight_bytes(modality, self.learner)
+        options: dict[str, Any] = {"real_size": self.real_size, "kept": SECOND, "real": "gradients"}
+        return max(
+            network_bytes(modality, summary, self.learner, points=points, **options) + SECOND * groups * whole
+            for points, groups in {(sum(part.values()), len(part)) for part in self._plan(modality, summary)}
         )
-        return passes + SECOND * groups * weight_bytes(modality, self.learner)
 
     def _plan(self, modality: Modality, summary: Summary) -> Parts:
         """Groups are matched one by one, but a contrast is of all of them."""

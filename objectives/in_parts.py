@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from datastill import memory
 from datastill.backbones.base import Learner
@@ -83,14 +84,15 @@ def sum_of_parts(batch: Batch, parts: Iterable[Callable[[Batch], Tensor]]) -> Te
     whole = [nest for nest in (batch.inputs, batch.targets) if nest.requires_grad]
     inputs, targets = (nest.detach().requires_grad_(nest.requires_grad) for nest in (batch.inputs, batch.targets))
     own, leaves = Batch(inputs, targets, batch.groups), [nest for nest in (inputs, targets) if nest.requires_grad]
-    values, slopes = [], [torch.zeros_like(leaf) for leaf in leaves]
+    values: list[Tensor] = []
+    slopes: list[Tensor | None] = [None] * len(leaves)
     for part in parts:
         with torch.enable_grad():
             value = part(own)
         values.append(value.detach())
         if leaves:
-            for slope, found in zip(slopes, torch.autograd.grad(value, leaves, materialize_grads=True)):
-                slope += found
+            found = torch.autograd.grad(value, leaves, allow_unused=True)
+            slopes = [new if old is None else old if new is None else old + new for old, new in zip(slopes, found)]
     total = torch.stack(values).sum()
     if not leaves:
         return total
@@ -102,10 +104,11 @@ class _Known(torch.autograd.Function):
     """A value whose gradients are there already."""
 
     @staticmethod
-    def forward(ctx: Any, value: Tensor, slopes: list[Tensor], *_: Tensor) -> Tensor:
+    def forward(ctx: Any, value: Tensor, slopes: list[Tensor | None], *_: Tensor) -> Tensor:
         ctx.slopes = slopes
         return value.clone()
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        return None, None, *(grads[0] * slope for slope in ctx.slopes)
+        return None, None, *(None if slope is None else grads[0] * slope for slope in ctx.slopes)

@@ -27,7 +27,6 @@ from datastill.objectives.base import (
     RealBatches,
     input_bytes,
     limit_of,
-    limited_size,
     network_bytes,
     real_sizes,
     sample,
@@ -160,8 +159,8 @@ class KernelRidge(Objective):
         real = real if self.real_limit is None else min(real, self.real_limit)
         ours = summary.num_points if self.synthetic_limit is None else min(summary.num_points, self.synthetic_limit)
         if self.kernel == "features":
-            size = limited_size(modality, self.real_size, self.real_limit)
-            return self.learners * network_bytes(modality, summary, self.learner, real_size=size, points=ours)
+            options: dict[str, Any] = {"real_size": self.real_size, "real_limit": self.real_limit, "points": ours}
+            return self.learners * network_bytes(modality, summary, self.learner, **options)
         numbers = modality.kernel(self.kernel, depth=self.depth).kept((real + ours) * ours, modality.device)
         return numbers * modality.dtype.itemsize + input_bytes(modality, real + ours)
 

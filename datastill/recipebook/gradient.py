@@ -108,19 +108,27 @@ RECIPES = [
     ),
     Recipe(
         name="dcc",
-        title="gradient matching that contrasts classes, after a quarter of the run and after ten matches of a network",
+        title="gradient matching that contrasts classes, after a quarter of the run",
         paper="Lee et al., ICML 2022, arXiv 2202.02916",
         published={"CIFAR-10": {1: 34.0, 10: 54.5, 50: 64.2}},
         protocol="dsa",
         modalities=("image", "text", "graph", "graphs"),
         objective="gradient-matching",
-        settings={"inner_lr": 0.01, "real_size": 256, "augment": True, "contrast_matches": 10},
+        settings={"inner_lr": 0.01, "real_size": 256},
         steps=1000,
         optimizer="sgd",
         lr=0.1,
         momentum=0.5,
         overrides={
-            "image": {"settings": {"real_precision": "auto", "contrast_after": 250}, "summary": {"clamp": False}},
+            "image": {
+                "settings": {
+                    "real_precision": "auto",
+                    "augment": True,
+                    "contrast_after": 250,
+                    "contrast_matches": 10,  # of a network, which has as many with more than ten images a class
+                },
+                "summary": {"clamp": False},
+            },
             **{kind: _contrasted(_ELSEWHERE[kind]) for kind in ("text", "graph", "graphs")},
         },
     ),

@@ -37,7 +37,7 @@ RECIPES = [
         paper="Sachdeva et al., NeurIPS 2022, arXiv 2206.02626",
         modalities=("interactions",),
         objective="kernel-ridge",
-        settings={"retune": 25, "real_size": None},
+        settings={"retune": 25, "real_size": None, "real_limit": None},
         target={"metric": "hr@100", "ridges": (1e-5, 1e-3, 1e-1, 1.0, 5.0, 50.0)},
         summary={
             "sampler": "gumbel",

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from datastill.backbones import convnet
+from datastill.backbones import convnet, winograd
 from datastill.backbones.base import Learner
 from datastill.backbones.batch import Batch
 from datastill.backbones.by_group import passes
@@ -155,3 +155,24 @@ def test_passes_hold_every_point_once(sizes: list[int], most: int) -> None:
             counts[position] += number if len(mine) == 1 else sizes[position]
         assert not any(counts[mine[-1] + 1 :])
     assert counts == sizes
+
+
+def test_wide_layers_take_winograd_products_with_a_graph_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    net, batch, results, calls = network((1, 32, 32), 128).float(), points([0] * 9 + [1] * 9, (1, 32, 32)), [], []
+    usual = winograd.weight_slopes
+
+    def noted(*given: Tensor) -> Tensor:
+        calls.append(len(given[0]))
+        return usual(*given)
+
+    monkeypatch.setattr(winograd, "weight_slopes", noted)
+    for find in KINDS:
+        images = batch.inputs.float().requires_grad_()
+        given = Batch(images, batch.targets, batch.groups)
+        found = find(net, given, [0, 1], F.cross_entropy, create_graph=True)
+        value = torch.stack([part.square().sum() for part in found]).sum()
+        results.append([*(part.detach() for part in found), *torch.autograd.grad(value, images)])
+    assert set(calls) == {9}
+    for mine, expected in zip(*results):
+        scale = float(expected.abs().max())
+        torch.testing.assert_close(mine, expected, rtol=1e-3, atol=1e-4 * scale + 1e-7)

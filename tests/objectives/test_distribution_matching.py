@@ -118,7 +118,7 @@ def test_groups_in_parts_are_those_of_one_graph(settings: dict[str, Any], monkey
         torch.testing.assert_close(cut, whole, rtol=1e-9, atol=1e-12)
 
 
-def test_memory_does_not_grow_with_the_summary_once_it_is_in_parts() -> None:
+def test_the_estimate_does_not_grow_with_a_summary_in_parts() -> None:
     modality = ImageModality(torch.rand(60, 1, 16, 16, generator=generator("many")), torch.arange(60) % 20)
     found = []
     for count in (1, 2):

@@ -349,17 +349,23 @@ def test_a_sum_of_parts_keeps_no_graph_of_theirs() -> None:
     def part(number: int) -> Any:
         def value(own: Batch) -> Tensor:
             assert not [one for one in alive if one() is not None]
-            squares = own.inputs.square()
-            alive.append(weakref.ref(squares.untyped_storage()))
-            return weights[number] * squares[number].sum()
+            powers = own.inputs.exp()  # which its graph keeps
+            alive.append(weakref.ref(powers.untyped_storage()))
+            return weights[number] * powers[number].sum()
 
         return value
 
+    kept = part(0)(batch)
+    assert alive.pop()() is not None  # as long as there is a graph
+    del kept
     found = sum_of_parts(batch, (part(number) for number in range(4)))
-    (slopes,) = torch.autograd.grad(2 * found, batch.inputs)
+    (slopes,) = torch.autograd.grad(2 * found, batch.inputs, retain_graph=True)
     assert len(alive) == 4
-    torch.testing.assert_close(found, (weights[:, None] * batch.inputs[:4].square()).sum())
-    torch.testing.assert_close(slopes[:4], 4 * weights[:, None] * batch.inputs[:4])
+    torch.testing.assert_close(found, (weights[:, None] * batch.inputs[:4].exp()).sum())
+    torch.testing.assert_close(slopes[:4], 2 * weights[:, None] * batch.inputs[:4].exp())
+    (again,) = torch.autograd.grad(found.square(), batch.inputs, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        again.sum().backward()
     assert not slopes[4].any()
     alive.clear()
     fixed = Batch(batch.inputs.detach(), batch.targets, batch.groups)

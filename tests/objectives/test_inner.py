@@ -54,9 +54,10 @@ def test_each_group_has_an_augmentation_of_its_own() -> None:
 
 
 class Turned(ToyModality):
-    """Whose points are multiplied by a number that the seed decides."""
+    """Whose points are multiplied by a number that the seed decides. There have to be some."""
 
     def augment(self, batch: Batch, seed: int) -> Batch:
+        assert len(batch)
         return dataclasses.replace(batch, inputs=map_tensors(lambda points: (1 + seed) * points, batch.inputs))
 
 
@@ -66,6 +67,9 @@ def test_so_it_has_of_any_modality() -> None:
     assert torch.equal(found.of_group(0).inputs, 6 * batch.of_group(0).inputs)
     assert torch.equal(found.of_group(2).inputs, 8 * batch.of_group(2).inputs)
     assert not len(found.of_group(1))
+    some = batch.take((batch.groups == 1).nonzero().squeeze(1))
+    assert torch.equal(augment(some, {0: 4, 1: 1}).inputs, 2 * some.inputs)  # groups may be without points
+    assert not len(augment(some, {0: 4}))
     nested = augment(dataclasses.replace(batch, inputs=(batch.inputs,)), {2: 7, 0: 5})
     assert torch.equal(nested.inputs[0], 8 * batch.inputs)  # cannot be cut and joined: all by the first seed
     with pytest.raises(InputError, match="have no augmentation 'idc'"):
@@ -112,7 +116,8 @@ def test_training_never_shares_an_augmentation(objective: Any, monkeypatch: pyte
 
 def test_idc_matches_under_colour_and_cutout_and_one_more() -> None:
     given, images = alike(), modality("flip")
-    for seed in range(6):
+    mixed = []
+    for seed in range(8):
         seeds = dict.fromkeys(range(3), seed)
         found = images.group_augmenter("idc-match")(given, seeds)
         assert kinds(found.inputs) == 1  # the same of all
@@ -123,6 +128,8 @@ def test_idc_matches_under_colour_and_cutout_and_one_more() -> None:
         assert (
             images.group_augmenter("idc")(given, seeds).targets.tolist() == found.targets.tolist()
         )  # nothing is mixed
+        mixed.append(images.augmenter("idc")(given, seed).targets.is_floating_point())
+    assert any(mixed)  # as it is for training
 
 
 def test_a_named_augmentation_of_matching_is_used_and_an_unknown_one_refused() -> None:

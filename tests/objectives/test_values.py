@@ -13,7 +13,7 @@ from datastill.backbones.batch import Batch
 from datastill.checks.toy import ToyModality, ToySummary
 from datastill.errors import InputError
 from datastill.modalities.image import ImageModality
-from datastill.objectives.base import RealBatches, sample
+from datastill.objectives.base import RealBatches, limit_of, sample
 from datastill.objectives.distribution_matching import DistributionMatching, group_means
 from datastill.objectives.gradient_distances import gradient_distances
 from datastill.objectives.gradient_matching import GradientMatching
@@ -342,6 +342,11 @@ def test_the_limit_of_real_points_is_one_of_all_groups_together() -> None:
     for size, points in ((None, 6), (4, 6), (2, 6), (1, 3)):
         batch = RealBatches(MODALITY.real, size, 6)(generator(0))
         assert torch.bincount(batch.groups).tolist() == [points // 3] * 3
+
+
+def test_the_limit_holds_for_all_points_of_a_single_group() -> None:
+    assert limit_of(6, None, 1) == limit_of(6, None, 3) == limit_of(6, 7, 1) == limit_of(6, 3, 3) == 6
+    assert limit_of(6, 2, 3) is limit_of(6, 6, 1) is limit_of(None, None, 1) is None
 
 
 def test_kernel_ridge_on_part_of_the_summary_moves_that_part() -> None:
