@@ -161,6 +161,8 @@ class _WeightSlopes(torch.autograd.Function):
 def _goes_grouped(inputs: Tensor, slopes: Tensor, sizes: Sequence[int]) -> bool:
     if slopes.shape[1] >= _CHANNELS or min(sizes) < max(sizes):
         return False
+    if inputs.device.type != "cpu" and inputs.dtype == torch.bfloat16:
+        return False  # GPUs' libraries need not have that one
     several = len(sizes) > 1 and inputs.device.type == "cpu" and inputs.shape[1] >= _FEW_CHANNELS
     return max(sizes) == 1 or several
 

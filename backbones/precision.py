@@ -36,7 +36,9 @@ def convolved_in(precision: Precision) -> Iterator[None]:
     """Within it every `Conv2d` of more than four channels multiplies, and has its gradients multiplied, in `precision`.
 
     Sums are float32, and so is all else: norms, activations, heads, losses, and learners without convolutions. "auto" is bfloat16
-    for float32 inputs on a device that multiplies it natively (`native_bfloat16`), and "full" elsewhere.
+    for float32 inputs on a device that multiplies it natively (`native_bfloat16`), and "full" elsewhere. "full" is what PyTorch
+    does with the inputs' type: for float32 on NVIDIA GPUs from Ampere on it rounds factors to TF32 (11 bits) unless
+    `torch.backends.cudnn.allow_tf32` is False.
     """
     token = _precision.set(precision)
     try:
@@ -47,9 +49,10 @@ def convolved_in(precision: Precision) -> Iterator[None]:
 
 @lru_cache
 def native_bfloat16(device: str) -> bool:
-    """Whether devices of that type multiply matrices of bfloat16 in hardware: GPUs from NVIDIA's Ampere on, x86 with AMX."""
-    if device == "cuda":
-        return torch.cuda.is_available() and torch.cuda.get_device_capability() >= (8, 0)
+    """Whether that device, such as "cpu" or "cuda:1", multiplies matrices of bfloat16 in hardware: GPUs from NVIDIA's Ampere on,
+    x86 with AMX."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.is_available() and torch.cuda.get_device_capability(device) >= (8, 0)
     tiles = getattr(torch.cpu, "_is_amx_tile_supported", None)
     return device == "cpu" and tiles is not None and bool(tiles())
 
@@ -61,7 +64,7 @@ class Conv2d(nn.Conv2d):
         """Of what type the factors are that `inputs` and weights are rounded to."""
         precision = _precision.get()
         if precision == "auto":
-            fits = inputs.dtype == torch.float32 and native_bfloat16(inputs.device.type)
+            fits = inputs.dtype == torch.float32 and native_bfloat16(str(inputs.device))
             precision = "bfloat16" if fits else "full"
         return torch.bfloat16 if precision == "bfloat16" and self.in_channels > _FEW else inputs.dtype
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from datastill import memory, processes
 from datastill.backbones.base import Kernel, KernelMachine, Predictor, VectorKernel
+from datastill.backbones.batch import map_tensors
 from datastill.backbones.infinite import InfiniteReLU, KernelKind, products
 from datastill.backbones.ranking import BYTES_A_SCORE, Holdout, leading
 from datastill.backbones.recommender import SparseRows, UserRows, matrix, user_rows
@@ -70,9 +71,11 @@ class Recommender(ABC):
         rows = user_rows(histories)
         self._check_fitted(rows)
         require(k <= self.items, f"k must be at most {self.items}, the number of items, got {k}.")
+        rows = map_tensors(lambda tensor: tensor.to(self._device), rows)
         best = []
         with torch.no_grad():
-            for users in torch.arange(len(rows)).split(memory.chunk(BYTES_A_SCORE * self.items, most=chunk)):
+            size = memory.chunk(BYTES_A_SCORE * self.items, self._device, most=chunk)
+            for users in torch.arange(len(rows), device=self._device).split(size):
                 some = rows.take(users) if isinstance(rows, SparseRows) else rows[users]
                 scores = self(some).masked_fill(matrix(some).to_dense() > 0, -torch.inf)
                 best.append(leading(scores, k))
@@ -91,6 +94,7 @@ class Recommender(ABC):
         require(len(rows) > 0 and self.items > 0, "There are no users, or no items, to fit a recommender to.")
         values = rows.values if isinstance(rows, SparseRows) else rows
         require(bool((values >= 0).all()), "Weights of interactions must be numbers of at least 0.")
+        self._device = values.device
         return rows
 
 
@@ -269,9 +273,10 @@ def _places(users: SparseRows, among: UserRows) -> Tensor | None:
     if not isinstance(among, SparseRows) or among.width != users.width:
         return None
     weights = torch.rand(users.width, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    marks, wanted = ((rows.csr().double() @ weights.to(rows.values.device)) for rows in (among, users))
+    # On the processor, where equal rows have equal sums: on a GPU the order of a sum may depend on the whole matrix.
+    marks, wanted = (rows.csr().cpu().double() @ weights for rows in (among, users))
     ordered, order = marks.sort(stable=True)
-    places = order[torch.searchsorted(ordered, wanted).clamp(max=len(order) - 1)]
+    places = order[torch.searchsorted(ordered, wanted).clamp(max=len(order) - 1)].to(among.values.device)
     found = among.take(places)
     pairs = ((found.starts, users.starts), (found.columns, users.columns), (found.values, users.values))
     return places if all(torch.equal(one, other) for one, other in pairs) else None

@@ -29,12 +29,14 @@ import torch
 from harness import DATA, ROOT, STARTED, image_data, write_results
 
 from datastill import recipes
+from datastill.backbones.training import Protocol
 from datastill.condense.common import run_recipe
 from datastill.condense.images import images_within
 from datastill.evaluation import evaluate, format_table
 from datastill.modalities.base import Modality
 from datastill.modalities.image import ImageModality
 from datastill.modalities.image_storages import is_compact
+from datastill.objectives.remembered import remembering
 from datastill.recipe import Recipe
 from datastill.registry import find
 from datastill.rng import generator
@@ -75,9 +77,20 @@ def prepared(
     return dataclasses.replace(recipe, **changed)
 
 
-def rules_of(protocol: str, learners: Sequence[str] | None) -> str:
-    """The name of a protocol, with another network than its own behind a stroke."""
-    return "/".join([protocol, *(learners or [])])
+def rules_of(protocol: str, learners: Sequence[str] | None, training: Mapping[str, Any] | None) -> str:
+    """The name of a protocol, with another network than its own and what is changed of the training behind strokes."""
+    changed = [",".join(f"{name}={value}" for name, value in sorted(training.items()))] if training else []
+    return "/".join([protocol, *(learners or []), *changed])
+
+
+def rules_of_training(modality: Modality, protocol: str, options: Any) -> str | Protocol | None:
+    """The `protocol` of `evaluate`: a published one, the library's own, or that with the changes of `--training`."""
+    if protocol != LIBRARY:
+        return protocol
+    if not options.training:
+        return None
+    learner = (options.learners or [modality.evaluator or modality.learners[0]])[0]
+    return dataclasses.replace(modality.protocol(learner), **options.training)
 
 
 def same_training(modality: Modality, one: str, other: str) -> bool:
@@ -122,22 +135,23 @@ def distilled(
     for run in range(options.runs):
         began = time.perf_counter()
         out = folder / f"{recipe.name}-{ipc}-{run}"
-        counts, nbytes = budget(modality, recipe, ipc, run)
-        result = run_recipe(
-            modality,
-            counts,
-            recipe,
-            seed=run,
-            nbytes=nbytes,
-            out=out,
-            device=options.device,
-            progress=options.progress,
-        )
+        with remembering():  # the training by which points are chosen, if any, also for the budget in bytes
+            counts, nbytes = budget(modality, recipe, ipc, run)
+            result = run_recipe(
+                modality,
+                counts,
+                recipe,
+                seed=run,
+                nbytes=nbytes,
+                out=out,
+                device=options.device,
+                progress=options.progress,
+            )
         # A run that goes on from its checkpoint also counts what it took before.
         seconds = max(time.perf_counter() - began, result.seconds)
         found = evaluate(
             result,
-            protocol=None if protocol == LIBRARY else protocol,
+            protocol=rules_of_training(modality, protocol, options),
             learners=options.learners,
             seeds=options.seeds,
             seed=run,
@@ -155,13 +169,13 @@ def distilled(
 
 def baselines(modality: Modality, per_class: int, protocol: str, options: Any, stored: dict[str, Any]) -> None:
     """Train on random subsets of as many images and on the full data, unless `stored` has them."""
-    named = rules_of(protocol, options.learners)
+    named = rules_of(protocol, options.learners, options.training)
     key = f"random:{per_class}:{named}"
     for other in [name for name in stored if name.startswith(f"random:{per_class}:") and key not in stored]:
         if same_training(modality, named, other.rpartition(":")[2]):
             stored[key] = stored[other]
     subset = modality.subset([per_class] * modality.num_groups, rng=generator(0, "subset"))
-    rules = None if protocol == LIBRARY else protocol
+    rules = rules_of_training(modality, protocol, options)
     again = {"protocol": rules, "learners": options.learners, "seeds": options.seeds, "progress": options.progress}
     if options.full_seeds and f"full:{named}" not in stored:
         found = evaluate(subset, modality, **{**again, "seeds": options.full_seeds})
@@ -204,6 +218,13 @@ def main() -> None:
     parser.add_argument("--device", help="where to compute")
     parser.add_argument("--progress", action="store_true")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "table1.json")
+    parser.add_argument(
+        "--training",
+        nargs="+",
+        default=[],
+        metavar="NAME=VALUE",
+        help="what to change of the training of --protocol library",
+    )
     options = parser.parse_args()
     options.dataset = options.dataset or Path(options.data).name
     rows = options.rows or known_rows(options.dataset)
@@ -214,10 +235,12 @@ def main() -> None:
     if options.out.exists():
         stored = json.loads(options.out.read_text())
         content = {name: stored[name] for name in content}
-    changes, storage = (
+    changes, storage, options.training = (
         {key: parsed(value) for key, _, value in (pair.partition("=") for pair in pairs)}
-        for pairs in (options.set, options.summary)
+        for pairs in (options.set, options.summary, options.training)
     )
+    if options.training and options.protocol != LIBRARY:
+        parser.error("--training changes the library's own training: add --protocol library")
     outer = {key: getattr(options, key) for key in OUTER}
     modality = image_data(options.data).to(options.device)
     for row in rows:
@@ -235,6 +258,8 @@ def main() -> None:
         }
         if options.learners is not None:  # else the protocol's
             settings["learners"] = options.learners
+        if options.training:  # else the protocol's
+            settings["training"] = options.training
         settings |= {
             key: value for key, value in outer.items() if value is not None and key != "steps"
         }  # else the recipe's
@@ -250,7 +275,7 @@ def main() -> None:
             write_results(options.out, content)
     body = []
     for row, found in content["rows"].items():
-        protocol = rules_of(found["options"]["protocol"], found["options"].get("learners"))
+        protocol = rules_of(*(found["options"].get(name) for name in ("protocol", "learners", "training")))
         counts = (found["per_class"], row.partition(":")[2])
         keys = (*(f"random:{count}:{protocol}" for count in counts), f"full:{protocol}")
         beside = [content["baselines"].get(key) for key in keys]

@@ -12,6 +12,7 @@ from datastill.errors import InputError, check_count, check_ratio, require
 from datastill.loop import exported_bytes
 from datastill.modalities.base import Modality
 from datastill.modalities.codec import Codec
+from datastill.objectives.remembered import remembering
 from datastill.recipe import Recipe
 from datastill.rng import generator
 
@@ -82,7 +83,8 @@ def most_points(
     else:
         # In plain bits it fits, or nearly: content is measured from there.
         guess = _largest(bound, nbytes, least, most)
-        found, smallest = _largest_measured(begins, nbytes, least, most, guess or least), begins
+        with remembering():  # points may be chosen by a training, which is the same for all sizes
+            found, smallest = _largest_measured(begins, nbytes, least, most, guess or least), begins
     if found is None:
         raise InputError(
             f"nbytes={nbytes:,} is too little: the smallest summary of recipe {recipe.name!r}, "

@@ -112,7 +112,8 @@ def distill(
 
     The summary that is best on the validation split is kept, the initial one included. Everything random follows from `seed`;
     the caller's global random state is untouched. With `checkpoint_dir` a run that was killed goes on where it was when called
-    again with the same arguments, and ends bit-for-bit as if it had not been.
+    again with the same arguments, and ends bit-for-bit as if it had not been (on a GPU up to the rounding of sums whose order is
+    free there).
 
     Under `torchrun` all processes make the same call; real batches are shared out and the main process writes, see
     `datastill.processes`.
@@ -166,6 +167,7 @@ def distill(
     every = max(1, steps // 10) if validate_every is None else validate_every
     modality.to(processes.local_device(device))
     summary.to(modality.device)
+    processes.copy_main([*summary.state_dict().values()])  # points chosen by trained learners may differ by device
     if nbytes is not None:
         _check_fits(nbytes, exported_bytes(modality, summary))
     summary.plan(steps)

@@ -72,10 +72,18 @@ def is_main() -> bool:
 
 
 def local_device(device: Any) -> Any:
-    """The device that `device` means for this process: "cuda" is a GPU of its own."""
-    if size() > 1 and device is not None and torch.device(device) == torch.device("cuda"):
-        return torch.device("cuda", torch.cuda.current_device())
-    return device
+    """The device that `device` means for this process: "cuda" is a GPU of its own.
+
+    Raises:
+        InputError: for a GPU by number, which several processes cannot share.
+    """
+    if size() == 1 or device is None or torch.device(device).type != "cuda":
+        return device
+    require(
+        torch.device(device).index is None,
+        f"device must be 'cuda' for several processes, each of which takes a GPU of its own, got {str(device)!r}.",
+    )
+    return torch.device("cuda", torch.cuda.current_device())
 
 
 @contextmanager
@@ -172,6 +180,13 @@ def average_gradients(parameters: Sequence[Tensor]) -> None:
         for parameter in parameters:
             if parameter.grad is not None:
                 parameter.grad.copy_(average([parameter.grad])[0])
+
+
+def copy_main(tensors: Sequence[Tensor]) -> None:
+    """Overwrite `tensors` with the main process's, in place; they have the same shapes everywhere."""
+    if size() > 1:
+        for tensor in tensors:
+            dist.broadcast(tensor, 0)
 
 
 def agree(value: Any) -> Any:

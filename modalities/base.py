@@ -128,6 +128,8 @@ class Modality(ABC):
     """Training points, at most, for which evaluation forms the Gram matrix of the full data."""
     kernel_numbers: ClassVar[int] = 10**10
     """Numbers, at most, that this may go through; convolutional kernels have many for each pair of points."""
+    on_device: ClassVar[bool] = False
+    """Whether the target dataset lies on `device` as a whole; else it stays in the computer's memory, and batches go there."""
     published: ClassVar[Mapping[str, Published]] = {}
     """The protocols of published tables, by the names that `evaluate(protocol=...)` takes."""
 

@@ -127,7 +127,8 @@ class Codec:
         levels = 2**self.bits - 1
         low, high = rows.amin(1, keepdim=True), rows.amax(1, keepdim=True)
         low = low.half().float()
-        step = ((high - low).clamp(min=0) / levels).half().float()
+        # By a tensor: GPUs multiply by the rounded inverse of a plain number, and steps would differ from those on a CPU.
+        step = ((high - low).clamp(min=0) / torch.full_like(high, levels)).half().float()
         symbols = ((rows - low) / torch.where(step > 0, step, 1.0)).round().clamp(0, levels)
         return low, step, torch.where(step > 0, symbols, 0.0)
 

@@ -60,6 +60,7 @@ class GraphTarget(ClassificationModality):
 
     learners = ("gcn", "sgc", "mlp", *LAYERED)
     published = PUBLISHED
+    on_device = True
 
     def __init__(
         self,

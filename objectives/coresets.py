@@ -20,6 +20,7 @@ from datastill.backbones.kmeans import k_means, nearest_members
 from datastill.backbones.training import train
 from datastill.errors import check_count, require, unknown_name
 from datastill.modalities.base import Modality, Summary
+from datastill.objectives.remembered import once
 from datastill.objectives.teachers import Teachers, in_chunks
 from datastill.rng import fork, generator
 
@@ -104,7 +105,10 @@ def choose(
     if method not in COMPOSED:
         require(not options, f"method={method!r} of coresets has no options, got {', '.join(options)}.")
     if method in _TAUGHT:
-        options["teachers"] = teachers or Teachers(modality, learner_of(modality, space), seed=fork(rng))
+        name = learner_of(modality, space)
+        options["teachers"] = teachers or once(
+            f"teachers {name}", modality, rng, lambda: Teachers(modality, name, seed=fork(rng))
+        )
     chooser: Callable[..., Tensor] = {**METHODS, **COMPOSED}[method]
     return chooser(modality, counts, space, rng, **options)
 
@@ -232,7 +236,9 @@ def _random(modality: Modality, counts: Sequence[int], space: str, rng: torch.Ge
 
 def _in_space(choose_in_group: Callable[[Tensor, int, torch.Generator], Tensor]) -> Callable[..., Tensor]:
     def choose_all(modality: Modality, counts: Sequence[int], space: str, rng: torch.Generator) -> Tensor:
-        parts = features(modality, space, rng).split(modality.full_sizes)
+        parts = once(f"features {space}", modality, rng, lambda: features(modality, space, rng)).split(
+            modality.full_sizes
+        )
         starts = torch.tensor([0, *modality.full_sizes]).cumsum(0)
         picked = [
             start + choose_in_group(part.double(), count, rng)
@@ -245,7 +251,8 @@ def _in_space(choose_in_group: Callable[[Tensor, int, torch.Generator], Tensor])
 
 
 def _most_forgotten(modality: Modality, counts: Sequence[int], space: str, rng: torch.Generator) -> Tensor:
-    events = count_forgetting(modality, learner_of(modality, space), rng=rng)
+    name = learner_of(modality, space)
+    events = once(f"forgetting {name}", modality, rng, lambda: count_forgetting(modality, name, rng=rng))
     return _lowest(modality, counts, -events, rng)
 
 
@@ -260,11 +267,15 @@ def _lowest(modality: Modality, counts: Sequence[int], scores: Tensor, rng: torc
 
 
 def _correct(modality: Modality, counts: Sequence[int], space: str, rng: torch.Generator) -> Tensor:
-    full = modality.full()
-    predictor = modality.fit(full, learner_of(modality, space), rng=rng)
-    with torch.no_grad():
-        wrong = ~modality.correct(in_chunks(predictor, predictor, full), full.targets).cpu()
-    return _lowest(modality, counts, wrong.float(), rng)
+    name = learner_of(modality, space)
+
+    def wrong() -> Tensor:
+        full = modality.full()
+        predictor = modality.fit(full, name, rng=rng)
+        with torch.no_grad():
+            return (~modality.correct(in_chunks(predictor, predictor, full), full.targets).cpu()).float()
+
+    return _lowest(modality, counts, once(f"wrong {name}", modality, rng, wrong), rng)
 
 
 def _confident(

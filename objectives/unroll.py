@@ -54,7 +54,7 @@ class Descent:
     ) -> list[Tensor]:
         """The gradient of step `step`'s loss at `theta` (which requires grad), itself differentiable if asked for."""
         pick = self.picks[step]
-        points = batch if pick is None else batch.take(pick)
+        points = batch if pick is None else batch.take(pick.to(batch.groups.device))
         if self.augment is not None:
             points = self.augment(points, step)
         with convolved_in(self.precision):

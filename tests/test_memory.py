@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -179,6 +180,17 @@ def test_a_run_says_what_it_takes_before_it_starts(
     ):
         condense_images(pixels, labels, per_class=2, recipe=recipe, steps=1, progress=False)
     assert capsys.readouterr().err == ""
+
+
+def test_data_that_stay_in_the_computers_memory_are_not_counted_against_a_gpus() -> None:
+    place, shares = torch.device("cuda"), {"data": 1000, "summary": 10, "step": 20}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Estimate(**shares, available=30, device=place, elsewhere=1000).warn()
+    with pytest.warns(UserWarning, match=r"about 30 bytes of memory, and there are 29 bytes on cuda"):
+        Estimate(**shares, available=29, device=place, elsewhere=1000).warn()
+    with pytest.warns(UserWarning, match=r"This run takes about 1\.0 KiB"):
+        Estimate(**shares, available=1000, device=place).warn()
 
 
 def test_an_objective_of_ones_own_has_an_estimate_too() -> None:

@@ -39,6 +39,14 @@ found["mean"] = mean.tolist()
 found["ignored"] = processes.average([torch.tensor([torch.nan if rank else 3.0])], weight=float(not rank))[0].tolist()
 found["total"] = processes.total(torch.tensor([1.0, rank])).tolist()
 found["agreed"] = processes.agree(["x", None, 0.25] if rank == 0 else None)
+copied = [torch.full((2,), float(rank)), torch.tensor(rank > 0)]
+processes.copy_main(copied)
+found["copied"] = [value.tolist() for value in copied]
+for device in ("cuda:1", "cpu"):
+    try:
+        found[device] = str(processes.local_device(device))
+    except ValueError as error:
+        found[device] = str(error)
 loss = processes.portion(torch.tensor(10.0 * rank), weight=rank + 1)
 found["portion"] = float(processes.average([loss])[0])
 found["shares"] = processes.share(5).tolist()
@@ -146,6 +154,10 @@ def compare(folder: Path, size: int, runs: list[tuple[str, str, dict[str, Any]]]
         assert found["portion"] == pytest.approx(mean)
         assert found["ignored"] == [3.0]
         assert found["total"] == [size, size * (size - 1) / 2]
+        assert found["copied"] == [[0.0, 0.0], False]
+        assert found["cpu"] == "cpu"
+        if size > 1:
+            assert "must be 'cuda' for several processes" in found["cuda:1"]
         assert found["agreed"] == ["x", None, 0.25]
     assert [found["apart"] for found in together] == [[1, rank == 0] for rank in range(size)]
     assert (folder / f"order-{size}").read_text()[0] == "0"

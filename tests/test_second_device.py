@@ -6,6 +6,7 @@ Each kind of data has a process of its own, as a device has to be there before a
 from __future__ import annotations
 
 import dataclasses
+import operator
 import subprocess
 import sys
 from collections.abc import Callable
@@ -80,6 +81,11 @@ def test_the_device_refuses_what_a_gpu_would() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+def test_recommenders_answer_histories_from_anywhere() -> None:
+    done = run("recommenders")
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 def test_reduced_convolutions_read_channels_last_there() -> None:
     done = run("channels-last")
     assert done.returncode == 0, done.stdout + done.stderr
@@ -113,7 +119,7 @@ def compare(kind: str, forms: str) -> None:
         (losses, (options, objective)) for name, options in OPTIONS if name == kind for objective in OBJECTIVES
     ]
     if forms == "first":
-        calls = calls[: len(OBJECTIVES)]
+        calls = [*calls[: len(OBJECTIVES)], (batched_losses, ())]
     if forms == "recipes":
         calls = [(recipe_losses, (name,)) for name in recipes if kind in recipes[name].modalities]
     place = SecondDevice()
@@ -129,6 +135,22 @@ def compare(kind: str, forms: str) -> None:
         if not np.allclose(found, expected, rtol=1e-4):
             failed.append(f"{arguments}: {found} in place of {expected}")
     assert not failed, "\n".join(failed)
+
+
+def batched_losses(kind: str, device: str) -> list[float]:
+    """Of two unrolled trainings whose inner steps take a part of the points, and those of `losses` else."""
+    from test_every_pair import MODALITIES
+
+    from datastill import distill
+    from datastill.objectives.meta_model import UnrolledTraining
+    from datastill.rng import generator
+
+    modality = MODALITIES[kind]().to(device)
+    counts = [4] * modality.num_groups
+    summary = modality.summary(counts, rng=generator("pair"))
+    objective = UnrolledTraining(inner_steps=2, inner_batch=sum(counts) - 1, real_size=4)
+    result = distill(modality, summary, objective, steps=2, validate_every=0, device=device, progress=False)
+    return [record["loss"] for record in result.history]
 
 
 def recipe_losses(kind: str, name: str, device: str) -> list[float]:
@@ -190,6 +212,29 @@ def refusals() -> None:
                 call()
 
 
+def recommenders() -> None:
+    """Raise unless recommenders that were fitted there recommend the same for histories from the processor and from there."""
+    import scipy.sparse as sp
+    from second_device import NAME, SecondDevice
+    from test_every_pair import MODALITIES
+
+    from datastill.backbones.batch import map_tensors
+    from datastill.backbones.recommender import sparse_rows
+    from datastill.rng import generator
+
+    with SecondDevice():
+        for name in ("ease", "popularity", "mult-vae"):  # "als" is fitted by another package, on the processor
+            asked = []
+            for device in ("cpu", NAME):
+                modality = MODALITIES["interactions"]().to(device)
+                histories = modality.splits.train[:7]
+                machine = modality.fit(modality.full(), name, rng=generator("fit"))
+                there = operator.methodcaller("to", device)
+                moved = map_tensors(there, sparse_rows(histories))
+                asked += [machine.recommend(sp.csr_matrix(histories), 3)[0], machine.recommend(moved, 3)[0]]
+            assert all(np.array_equal(asked[0], one) for one in asked[1:]), name
+
+
 def channels_last() -> None:
     """Raise unless a convolution in bfloat16 has its factors in that order, and the same outputs and gradients of gradients."""
     import torch
@@ -225,7 +270,7 @@ def channels_last() -> None:
 
 if __name__ == "__main__":
     sys.path.insert(0, str(_TESTS))
-    if sys.argv[1] in (alone := {"refusals": refusals, "channels-last": channels_last}):
+    if sys.argv[1] in (alone := {"refusals": refusals, "recommenders": recommenders, "channels-last": channels_last}):
         alone[sys.argv[1]]()
     else:
         compare(*sys.argv[1:])

@@ -204,7 +204,9 @@ def check_gradients(modality: Modality, **options: Any) -> None:
         rng = generator("checks", "shift")
         with torch.no_grad():
             for parameter in parameters:
-                parameter.add_(0.01 * torch.randn(parameter.shape, generator=rng, dtype=torch.float64))
+                parameter.add_(
+                    0.01 * torch.randn(parameter.shape, generator=rng, dtype=torch.float64).to(parameter.device)
+                )
         net = modality.learner(rng=generator("checks", "net"))
 
         def loss() -> torch.Tensor:

@@ -24,7 +24,7 @@ from datastill.checks.toy import ToyModality
 from datastill.errors import InputError
 from datastill.modalities.base import Modality, Summary
 from datastill.objectives.base import Objective
-from datastill.rng import generator
+from datastill.rng import generator, isolated
 
 Make = Callable[[], Objective]
 
@@ -141,10 +141,8 @@ def check_same_seed_same_loss(make: Make, modality: Modality) -> None:
 
     with global_random_state_untouched("The objective"):
         first = losses()
-    saved = torch.get_rng_state()
-    torch.manual_seed(12345)
-    second = losses()
-    torch.set_rng_state(saved)
+    with isolated(12345):
+        second = losses()
     demand(
         first == second,
         f"The losses differ for equal generators: {first} and {second}; is something drawn from a global generator?",

@@ -43,13 +43,17 @@ def _dense(tensor: Tensor) -> Tensor:
     return tensor if tensor.layout == torch.strided else tensor.to_dense()
 
 
+def _torch_states() -> list[Tensor]:
+    return [torch.get_rng_state(), *(torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else ())]
+
+
 @contextmanager
 def global_random_state_untouched(what: str) -> Iterator[None]:
     """Demand that a block leaves the global generators of torch, NumPy and Python as they were."""
-    torch_state, numpy_state, python_state = torch.get_rng_state(), np.random.get_state(), random.getstate()  # noqa: NPY002
+    torch_states, numpy_state, python_state = _torch_states(), np.random.get_state(), random.getstate()  # noqa: NPY002
     yield
     demand(
-        torch.equal(torch_state, torch.get_rng_state()),
+        all(torch.equal(before, after) for before, after in zip(torch_states, _torch_states())),
         f"{what} changes the global random state of torch; draw from the generator that is passed.",
     )
     after = np.random.get_state()  # noqa: NPY002

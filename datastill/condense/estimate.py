@@ -31,6 +31,7 @@ class Estimate:
         step: of one step of the objective, or of a training beside it if that takes more.
         available: what there is on the device.
         device: where the run computes.
+        elsewhere: bytes of these that are not on the device: the target dataset's, where batches alone go to a GPU.
     """
 
     data: int
@@ -38,6 +39,7 @@ class Estimate:
     step: int
     available: int
     device: torch.device
+    elsewhere: int = 0
 
     @property
     def total(self) -> int:
@@ -51,9 +53,10 @@ class Estimate:
 
     def warn(self) -> None:
         """Say so if the run is likely not to fit."""
-        if self.total > self.available:
+        needed = self.total - self.elsewhere
+        if needed > self.available:
             text = (
-                f"This run takes about {memory.readable(self.total)} of memory, and there are {memory.readable(self.available)} "
+                f"This run takes about {memory.readable(needed)} of memory, and there are {memory.readable(self.available)} "
                 f"on {self.device}: lower the budget, or the objective's real_size or inner_batch."
             )
             warnings.warn(text, stacklevel=3)
@@ -78,7 +81,9 @@ def estimate_memory(
         steps.append(objective.footprint(modality, summary.to(kind)))
         summary.to(there)
     copies = 1 if objective is None else _COPIES
-    return Estimate(modality.full_size().nbytes, copies * own, max(steps, default=0), memory.available(kind), kind)
+    data = modality.full_size().nbytes
+    elsewhere = 0 if kind.type == "cpu" or modality.on_device else data
+    return Estimate(data, copies * own, max(steps, default=0), memory.available(kind), kind, elsewhere)
 
 
 def trained_before(
