@@ -22,6 +22,7 @@ from datastill.condense.images import images_within
 from datastill.errors import InputError
 from datastill.modalities.base import Size
 from datastill.modalities.image import ImageModality
+from datastill.objectives.remembered import remembering
 from datastill.recipe import Recipe
 from datastill.rng import generator
 
@@ -356,3 +357,40 @@ def test_real_points_that_come_out_larger_are_said() -> None:
     recipe = dataclasses.replace(recipes["random"], modalities=("toy",))
     with pytest.warns(UserWarning, match=r"takes 84 bytes, more than the 80 asked for"):
         run_recipe(ToyModality(), [1, 1, 1], recipe, nbytes=80, progress=False)
+
+
+@pytest.mark.parametrize(
+    ("init", "space"), [("forgetting", "mlp"), ("correct", "mlp"), ("confident", "mlp"), ("herding", "mlp")]
+)
+def test_points_that_a_training_chooses_are_measured_by_one_training(
+    init: str, space: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainings = []
+    built = ImageModality.learner
+
+    def learner(self: ImageModality, *args: Any, **options: Any) -> Any:
+        trainings.append(self)
+        return built(self, *args, **options)
+
+    modality = ImageModality(*images(each=60))
+    recipe = dataclasses.replace(
+        recipes["image-compact"], summary={"codec": "int4-entropy", "init": init, "space": space}
+    )
+    sizes = [400, 500, 700]
+    alone = [images_within(modality, recipe, nbytes, seed=3) for nbytes in sizes]
+    points = [first_summary(modality, counts, seed=3, **recipe.summary)().inputs for counts in alone]
+    monkeypatch.setattr(ImageModality, "learner", learner)
+    images_within(modality, recipe, sizes[-1], seed=3)
+    each = len(trainings)
+    first_summary(modality, alone[0], seed=3, **recipe.summary)
+    assert len(trainings) == 2 * each  # a search has as many as one choice
+    with remembering():
+        found = [images_within(modality, recipe, nbytes, seed=3) for nbytes in sizes]
+        again = [first_summary(modality, counts, seed=3, **recipe.summary)().inputs for counts in found]
+        assert len(trainings) == 3 * each
+        first_summary(modality, alone[0], seed=4, **recipe.summary)
+        assert len(trainings) == 4 * each  # another seed is another training
+        first_summary(ImageModality(*images(each=60)), alone[0], seed=3, **recipe.summary)
+        assert len(trainings) == 5 * each  # so is another target dataset
+    assert found == alone
+    assert all(torch.equal(one, other) for one, other in zip(points, again))

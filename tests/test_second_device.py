@@ -263,8 +263,12 @@ def channels_last() -> None:
         return [value.detach().cpu() for value in (outputs, *slopes, *again)]
 
     with SecondDevice():
-        for found, expected in zip(run_on(NAME), run_on("cpu"), strict=True):
-            assert torch.allclose(found, expected, rtol=0.05, atol=0.02 * float(expected.abs().max()))
+        (outputs, *slopes, again), (wanted, *true, wanted_again) = run_on(NAME), run_on("cpu")
+        # Biases in front of a norm have slopes of zero, up to noise that depends on the order: all slopes share one scale.
+        scales = [wanted, *[max(true, key=lambda value: float(value.abs().max()))] * len(true), wanted_again]
+        pairs = zip([outputs, *slopes, again], [wanted, *true, wanted_again], scales, strict=True)
+        for found, expected, scale in pairs:
+            assert torch.allclose(found, expected, rtol=0.05, atol=0.02 * float(scale.abs().max()))
     assert seen == [[True, True], [False, False]], seen
 
 
