@@ -14,7 +14,7 @@ from datastill.backbones.nodes import Nodes, normalised
 from datastill.checks import check_modality
 from datastill.errors import InputError
 from datastill.evaluation import evaluate
-from datastill.modalities import graph as graph_module
+from datastill.modalities import graph_target
 from datastill.modalities.graph import GraphModality
 from datastill.rng import generator
 
@@ -259,8 +259,8 @@ def test_scores_do_not_depend_on_what_is_kept_or_in_how_many_parts(monkeypatch: 
     predictor = kept.fit(kept.full(), "gcn", rng=generator(0))
     assert next(iter(kept.held_out("test"))) is next(iter(kept.held_out("test")))
     expected = kept.score(predictor, "test")
-    monkeypatch.setattr(graph_module, "_KEPT", 0)
-    monkeypatch.setattr(graph_module, "_CHUNK", 7)
+    monkeypatch.setattr(graph_target, "_KEPT", 0)
+    monkeypatch.setattr(graph_target, "_CHUNK", 7)
     parts = GraphModality(data)
     assert len(list(parts.held_out("test"))) > 1
     assert parts.score(predictor, "test") == expected
