@@ -167,9 +167,9 @@ def finest_codec(
 
 
 def _content_decides(modality: Modality, recipe: Recipe, options: dict[str, Any]) -> bool:
-    """Whether what is optimised takes as many bytes as its content makes of it. Real points are taken as they are."""
+    """Whether a summary takes as many bytes as its content makes of it. Real points without a codec are taken as they are."""
     certain = modality.shapes_decide_bytes(**{**recipe.summary, **options})
-    return recipe.objective is not None and (_entropy(recipe, options) or not certain)
+    return _entropy(recipe, options) or (recipe.objective is not None and not certain)
 
 
 def _entropy(recipe: Recipe, options: dict[str, Any]) -> bool:
@@ -179,7 +179,7 @@ def _entropy(recipe: Recipe, options: dict[str, Any]) -> bool:
 
 def beginning_bytes(modality: Modality, recipe: Recipe, counts: Sequence[int], *, seed: int, **options: Any) -> int:
     """Bytes of the export of what a run of `recipe` with `seed` begins from; learned labels count as if they had been learned."""
-    start = {**recipe.summary, **options}
+    start = _start(recipe, options)
     summary = first_summary(modality, counts, seed=seed, **start)
     labels = summary().targets if start.get("labels", "hard") != "hard" else None
     if labels is not None:  # they begin as one class each, which an entropy code makes nothing of
@@ -190,9 +190,14 @@ def beginning_bytes(modality: Modality, recipe: Recipe, counts: Sequence[int], *
 
 def stored_bytes(modality: Modality, recipe: Recipe, counts: Sequence[int], **options: Any) -> int:
     """`modality.stored_bytes` for a summary as `recipe` has it."""
-    start = {**recipe.summary, **options}
-    kept = {name: value for name, value in start.items() if name not in _CHOICE}
-    if recipe.objective is None:  # real points: their labels are their own, or distributions of a teacher
-        labels = kept.pop("labels", "own")
-        kept |= {} if labels == "own" else {"labels": "learned"}
+    kept = {name: value for name, value in _start(recipe, options).items() if name not in _CHOICE}
     return modality.stored_bytes(counts, **kept)
+
+
+def _start(recipe: Recipe, options: dict[str, Any]) -> dict[str, Any]:
+    """Options of the summary that a run begins from."""
+    start = {**recipe.summary, **options}
+    if recipe.objective is None:  # real points: their labels are their own, or distributions of a teacher
+        labels = start.pop("labels", "own")
+        start |= {} if labels == "own" else {"labels": "learned"}
+    return start

@@ -394,3 +394,20 @@ def test_points_that_a_training_chooses_are_measured_by_one_training(
         assert len(trainings) == 5 * each  # so is another target dataset
     assert found == alone
     assert all(torch.equal(one, other) for one, other in zip(points, again))
+
+
+def test_real_points_by_a_code_fill_the_budget_and_are_the_methods() -> None:
+    data = blots(4, [50] * 4)
+    result = condense_images.job(*data, nbytes=1500, recipe="herding", codec="int2-entropy", progress=False).run()
+    modality, counts = result.modality, [result.summary.num_points // 4] * 4
+    assert 1350 < modality.size(result.export()).nbytes <= 1500
+    assert result.objective is None
+    own = run_recipe(modality, counts, recipes["herding"].on("image"), progress=False).export()
+    coded = modality.read(result.export())
+    real = modality.read(own)
+    assert torch.equal(coded.groups, real.groups)
+    spread = float(real.inputs.max() - real.inputs.min())
+    gaps = (coded.inputs - real.inputs).abs()
+    assert 0 < float(gaps.max()) < 0.2 * spread  # half a step of two bits in each image's own range
+    with pytest.raises(InputError, match=r"takes real points as they are, so storage cannot be chosen"):
+        condense_images(*data, per_class=2, recipe="herding", storage="bases", codec="int2", progress=False)

@@ -71,11 +71,12 @@ def run_recipe(
         callbacks: further ones.
         nbytes: most bytes that the export may take, see `distill`; a warning says so if nothing that was optimised fits. Real
             points that are taken as they are may take more, as texts do; a warning says that too.
-        options: of `modality.summary`, in place of the recipe's.
+        options: of `modality.summary`, in place of the recipe's. Real points may have a `codec`, where summaries have one: nodes
+            of a graph are then propagated features without edges, as its summaries begin.
     """
     start = {**recipe.summary, **options}
     if recipe.objective is None:
-        allowed = set(start) if start.get("labels") == "teacher" else {"init", "space", "labels", "parts"}
+        allowed = set(start) if start.get("labels") == "teacher" else {"init", "space", "labels", "parts", "codec"}
         given = [*(["steps"] if steps is not None else []), *sorted(set(start) - allowed)]
         require(
             not given, f"Recipe {recipe.name!r} takes real points as they are, so {', '.join(given)} cannot be chosen."
@@ -207,17 +208,19 @@ def choose_points(
         parts: options of the method.
         labels: "own", or "teacher": distributions that a network gives which was trained on all points.
         callbacks: told of the score, and of the end.
-        options: of the modality's summary, for points with labels of a teacher.
+        options: of the modality's summary, for points with labels of a teacher or stored by a `codec`; others are as they are.
     """
     began = time.perf_counter()
     summary: Summary
+    start = {"init": init, "space": space, "parts": parts, **options}
     if labels == "teacher":
         teachers = Teachers(modality, learner_of(modality, space), seed=derive_seed(seed, "teacher"))
-        start = {"init": init, "space": space, "parts": parts, **options}
         summary = first_summary(modality, counts, seed=seed, teachers=teachers, labels="learned", **start)
         with torch.no_grad():
             summary.relabel_(teachers.labels(summary()))
         summary.to("cpu")
+    elif options.get("codec") is not None:
+        summary = first_summary(modality, counts, seed=seed, **start).to("cpu")
     else:
         dataset = coreset(modality, counts, method=init, space=space, seed=seed, **(parts or {}))
         summary = RealPoints(modality, dataset)

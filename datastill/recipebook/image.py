@@ -28,4 +28,14 @@ RECIPES = [
         lr=0.02,
         validate_every=100,
     ),
+    Recipe(
+        name="image-hard",
+        title="real images that a network forgets most often while it trains, with pixels of two bits",
+        paper="chosen as by Toneva et al., ICLR 2019, arXiv 1812.05159",
+        modalities=("image",),
+        objective=None,
+        # For budgets of hundreds of images a class: of a few, the odd ones are the worst choice.
+        summary={"init": "forgetting", "space": "convnet-w32", "codec": "int2-entropy"},
+        steps=0,
+    ),
 ]
