@@ -97,6 +97,6 @@ def check_device(value: Any) -> None:
     import torch
 
     try:
-        torch.zeros(1, device=value)
+        torch.zeros(1, device=value).cpu()  # which a device that knows shapes alone refuses
     except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
         raise InputError(f"device {value!r} cannot be used here: {str(error).splitlines()[0]}") from error

@@ -77,7 +77,9 @@ class Rules:
         protocol trains such ones."""
         target, published = self.target, self.published
         if not target.knows(name):
-            raise unknown_name(f"{target.kind} learner", name, (*target.learners, *target.kernels, *target.fitted))
+            raise unknown_name(
+                f"{target.kind} learner", name, (*target.learners, *target.further, *target.kernels, *target.fitted)
+            )
         kernel = target.is_kernel(name)
         if not kernel and name not in target.fitted:
             target.learner(name, rng=generator("fits"))

@@ -116,6 +116,8 @@ class Modality(ABC):
     """The key of `score` by which summaries are selected; higher is better."""
     learners: ClassVar[tuple[str, ...]]
     """Names that `learner` accepts; the first is the default."""
+    further: ClassVar[tuple[str, ...]] = ()
+    """Learners that have to be asked for by name: nothing that goes through all of `learners` takes them."""
     kernels: ClassVar[tuple[str, ...]] = ("ntk", "nngp")
     """Names that `kernel` accepts; `fit` accepts them beside the learners'. A modality may know more, see `is_kernel`."""
     fitted: ClassVar[tuple[str, ...]] = ()
@@ -229,7 +231,7 @@ class Modality(ABC):
         """A fresh draw from P_theta, in eval mode; `rng` decides its initial parameters."""
         name = name or self.learners[0]
         if name in self.fitted or self.is_kernel(name) or not self.knows(name):
-            raise unknown_name(f"{self.kind} learner", name, self.learners)
+            raise unknown_name(f"{self.kind} learner", name, (*self.learners, *self.further))
         with isolated(fork(rng)):
             return self.build(name).to(self.device, self.dtype).eval()
 
@@ -401,13 +403,26 @@ class Modality(ABC):
 
     @torch.no_grad()
     def fit_kernel(self, batch: Batch, kernel: Kernel, ridges: Sequence[float] = ()) -> Predictor:
-        """Ridge regression with the ridge of `ridges` (or of the modality's) that is best on the validation split."""
+        """Ridge regression with the ridge of `ridges` (or of the modality's) that is best on the validation split.
+
+        Ridges too small for the points are passed over.
+
+        Raises:
+            InputError: if all are.
+        """
         targets = self.encode(batch.targets)
         gram = kernel(batch.inputs, batch.inputs)
-        machines = [
-            KernelMachine(kernel, batch.inputs, ridge_solve(gram, targets, ridge), ridge)
-            for ridge in ridges or self.ridges
-        ]
+        machines = []
+        for ridge in ridges or self.ridges:
+            try:
+                machines.append(KernelMachine(kernel, batch.inputs, ridge_solve(gram, targets, ridge), ridge))
+            except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
+                continue
+        if not machines:
+            raise InputError(
+                f"No ridge of {tuple(ridges or self.ridges)} makes the Gram matrix of these {len(batch)} points positive "
+                "definite, as too many of them are alike: take fewer points, or a larger ridge."
+            )
         if len(machines) == 1:
             return machines[0]
         return max(machines, key=lambda machine: self.score(machine, "validation")[self.metric])

@@ -27,7 +27,7 @@ from datastill.rng import fork
 
 INITS = ("real", "noise", "kmeans")
 LABELS = ("hard", "learned", "signed")
-_SLACK = 64  # bytes
+_SLACK = 64  # bytes that entropy coding may add
 _CLUSTERED = 2000  # images of a class, at most, that k-means looks at
 
 
@@ -199,8 +199,10 @@ class ImageModality(ImageTarget):
         self._check_counts(counts, limited=False)
         blank = blank_storage(storage, (sum(counts), *self.shape), options)
         made = self._summary_in(blank, counts, labels, clamp=clamp, storage=storage, codec=plain)
+        if not made.coded:
+            return self.size(made.export()).nbytes
         # Entropy coding keeps what it does not shorten, behind one byte; lengths in the header may have other digits.
-        return made.nbytes + _SLACK if made.coded else self.size(made.export()).nbytes
+        return made.nbytes + (_SLACK if plain != codec else 0)
 
     def shapes_decide_bytes(self, **options: Any) -> bool:
         """They do."""

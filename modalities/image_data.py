@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import TensorDataset
 
 from datastill.errors import InputError, require
-from datastill.modalities.image_files import read_folder
+from datastill.modalities.image_files import eight_bits, read_folder
 from datastill.rng import generator, isolated
 
 VALIDATION_FRACTION = 0.1
@@ -69,6 +69,10 @@ def labelled_images(data: Any, labels: Any = None, *, name: str = "data") -> Lab
     if isinstance(data, tuple | list) and len(data) == 2 and all(isinstance(x, Tensor | np.ndarray) for x in data):
         require(labels is None, f"{name} already brings labels: leave out the labels argument.")
         return _checked(data[0], data[1], name)
+    require(
+        labels is None or not isinstance(data, list),
+        f"{name} with labels must be a tensor or an array of images, got a list: stack them, as by numpy.stack or torch.stack.",
+    )
     require(labels is None, f"{name} already brings labels: leave out the labels argument.")
     if isinstance(data, TensorDataset):
         require(
@@ -118,7 +122,7 @@ def _from_dataset(dataset: Any, name: str) -> LabelledImages:
 def _one_image(image: Any, name: str) -> Tensor:
     """(channels, height, width), uint8 or floating, of one PIL image, tensor or array."""
     if hasattr(image, "convert") and hasattr(image, "mode"):  # PIL, which is not imported for this
-        image = np.asarray(image if image.mode in ("L", "RGB") else image.convert("L" if image.mode == "1" else "RGB"))
+        image = eight_bits(image, name)
     if isinstance(image, np.ndarray):
         image = torch.from_numpy(np.array(image))  # a copy, since the array may be read-only
         image = image.movedim(-1, 0) if image.ndim == 3 else image

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,7 +23,7 @@ def read_folder(path: str | Path) -> tuple[Tensor, Tensor, tuple[str, ...]]:
     has the `labels.csv` that `write_folder` writes, it gives the files, their order and their labels, which may be soft.
 
     Raises:
-        InputError: if there is no such folder, no image in it, or images differ in size.
+        InputError: if there is no such folder, no image in it, images differ in size, or one has more than 8 bits a pixel.
     """
     root = Path(path)
     require(root.is_dir(), f"There is no image folder {str(root)!r}.")
@@ -44,6 +45,21 @@ def read_folder(path: str | Path) -> tuple[Tensor, Tensor, tuple[str, ...]]:
             numbers += [number] * len(found)
         labels = torch.tensor(numbers)
     return _read_files(files), labels, names
+
+
+def eight_bits(image: Any, name: str) -> np.ndarray:
+    """The pixels of a PIL image, uint8: (h, w) of a grey one, else (h, w, 3); transparency is dropped.
+
+    Raises:
+        InputError: for more than 8 bits a pixel and channel, which Pillow would cut off.
+    """
+    require(
+        image.mode[:1] not in ("I", "F"),
+        f"{name} has pixels of more than 8 bits (Pillow's mode {image.mode!r}), which would be cut off: rescale them to 0..255, "
+        "or give the images as an array of floats.",
+    )
+    mode = "L" if image.mode in ("1", "L", "LA", "La") else "RGB"
+    return np.asarray(image if image.mode == mode else image.convert(mode))
 
 
 def _read_labels(root: Path) -> tuple[list[Path], Tensor, tuple[str, ...]]:
@@ -73,7 +89,7 @@ def _read_files(files: list[Path]) -> Tensor:
     for file in files:
         try:
             with pillow.open(file) as image:
-                opened.append(np.asarray(image if image.mode in ("L", "RGB") else image.convert("RGB")))
+                opened.append(eight_bits(image, f"The image {str(file)!r}"))
         except (OSError, SyntaxError) as error:  # Pillow raises SyntaxError for some broken files
             raise InputError(f"The image {str(file)!r} cannot be read: {error}.") from error
     colour = any(image.ndim == 3 for image in opened)

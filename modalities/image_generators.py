@@ -30,6 +30,8 @@ class Hallucinators(Storage):
         fit: steps of Adam that bring the decoded images nearer to those that it begins from.
     """
 
+    factorised = True
+
     def __init__(self, shape: Sequence[int], styles: int = 5, diversity: float = 0.1, fit: int = 100) -> None:
         super().__init__(shape)
         count, channels, height, width = shape
@@ -92,6 +94,8 @@ class LatentCodes(Storage):
         width: maps between the two convolutions of a decoder.
         fit: steps that bring the decoded images near to those that it begins from.
     """
+
+    factorised = True
 
     def __init__(
         self, shape: Sequence[int], decoders: int = 2, channels: int = 4, width: int = 16, fit: int = 300

@@ -33,6 +33,8 @@ class Storage(nn.Module, ABC):
     """Whether it takes fewer bytes than the images, so that bytes are reported for both."""
     folds: ClassVar[bool] = False
     """Whether it has parameters that are there for optimisation alone and are folded into the images that are exported."""
+    factorised: ClassVar[bool] = False
+    """Whether images are products of several of its parameters, so that no rate for pixels suits these."""
     versions: int = 1
     """How many images that follow each other are versions of one."""
 
@@ -245,6 +247,8 @@ class LinearBases(Storage):
         bases: how many, at least 1 and at most n and the numbers of a small image.
         downscale: side of a base relative to that of an image, inverted.
     """
+
+    factorised = True
 
     def __init__(self, shape: Sequence[int], bases: int = 16, downscale: int = 1) -> None:
         super().__init__(shape)

@@ -73,6 +73,11 @@ def folds(name: str) -> bool:
     return _known(name).folds
 
 
+def factorised(name: str) -> bool:
+    """Whether images of the storage `name` are products of several of its parameters; an `InputError` for an unknown one."""
+    return _known(name).factorised
+
+
 def shared(name: str, options: dict[str, float]) -> int:
     """How many images come from one stored unit of the storage `name`; an `InputError` for an unknown one."""
     return _known(name).share(**_own(name, options))

@@ -57,6 +57,7 @@ class ImageTarget(ClassificationModality):
     """
 
     learners = ("convnet", "mlp")
+    further = ("lenet", "alexnet", "vgg11", "resnet18")
     kernels = ("ntk", "nngp", *(f"{kind}{pool}" for pool in ("", "-avgpool", "-gap") for kind in ("cntk", "cnngp")))
     published = PUBLISHED
 
@@ -149,7 +150,7 @@ class ImageTarget(ClassificationModality):
 
     def build(self, name: str) -> Learner:
         if parse_name(name) is None:
-            raise unknown_name("image learner", name, self.learners)
+            raise unknown_name("image learner", name, (*self.learners, *self.further))
         return build_network(name, self.shape, self.num_classes)
 
     def protocol(self, learner: str) -> Protocol:

@@ -16,7 +16,7 @@ import torch
 
 from datastill import memory, processes
 from datastill.condense.estimate import estimate_memory, stand_in, trained_before
-from datastill.errors import check_count, check_device, require
+from datastill.errors import InputError, check_count, check_device, require
 from datastill.loop import Callback, Event, Result, distill
 from datastill.metrics_log import MetricsLog
 from datastill.modalities.base import Modality, Summary
@@ -83,13 +83,7 @@ def run_recipe(
         )
     elif steps is not None:
         recipe = dataclasses.replace(recipe, steps=check_count("steps", steps))
-    folder = None if out is None else Path(out)
-    if folder is not None and recipe.objective is None:
-        require(
-            not (folder / "checkpoint").exists(),
-            f"out {str(folder)!r} holds the run of another recipe, whose results {recipe.name!r} would overwrite: choose another "
-            "folder, or delete this one.",
-        )
+    folder = None if out is None else _run_folder(out, recipe, seed)
     log: list[Callback] = [] if folder is None or not processes.is_main() else [MetricsLog(folder / "metrics.jsonl")]
     heard = [*log, *callbacks]
     modality.to(device if recipe.objective is None else processes.local_device(device))
@@ -132,6 +126,33 @@ def run_recipe(
 
         save(result, folder / "artifact")
     return result
+
+
+def _run_folder(out: str | Path, recipe: Recipe, seed: int) -> Path:
+    """The folder `out`, there from now on, in which no other run's results are; an `InputError` says what else it is."""
+    require(
+        isinstance(out, str | Path) and str(out).strip() != "",
+        f"out must be the path of a folder, or None to write nothing, got {out!r}.",
+    )
+    folder = Path(out)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"out {str(folder)!r} cannot be a run's folder ({error.strerror}): choose another.") from error
+    # What is optimised tells its runs apart by their checkpoints.
+    begun, done = (folder / "checkpoint").exists(), (folder / "artifact").exists()
+    other = recipe.objective is None and begun
+    if done and not begun:
+        from datastill.artifact import load
+
+        found = load(folder)
+        other = recipe.objective is not None or (found.recipe, found.seed) != (recipe.name, seed)
+    require(
+        not other,
+        f"out {str(folder)!r} holds another run, whose results those of {recipe.name!r} with seed {seed} would overwrite: choose "
+        "another folder, or delete this one.",
+    )
+    return folder
 
 
 def _warn_of_bytes(result: Result, nbytes: int) -> None:

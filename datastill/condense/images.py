@@ -15,8 +15,10 @@ from datastill.condense.common import Job, condenser, find_recipe
 from datastill.errors import check_count, unknown_name
 from datastill.modalities.augmentation import NO_FLIP
 from datastill.modalities.image import ImageModality
-from datastill.modalities.image_storages import OPTIONS, fewest, folds, shared
+from datastill.modalities.image_storages import OPTIONS, factorised, fewest, folds, shared
 from datastill.recipe import Recipe
+
+_FACTORS = 0.01  # rate of Adam for factors of images, in recipes whose own is of pixels by SGD
 
 
 @condenser
@@ -61,7 +63,8 @@ def condense_images(
             default has no flip; add it where a mirror image means the same.
         storage: how pixels are stored, in place of the recipe's: "pixels" (freely) or "preconditioned" (the same, with a matrix
             that is learned beside), or as fewer numbers "formation", "low-resolution", "bases", "frequencies",
-            "hallucinators" or "codes"; see `ImageModality.summary`.
+            "hallucinators" or "codes"; see `ImageModality.summary`. A recipe that moves pixels by SGD moves bases, hallucinators
+            and codes, whose factors have other scales, by Adam.
         storage_options: of that storage, such as {"bases": 8, "downscale": 2} or {"factor": 3}; on a command line as JSON. Those
             that are left out are the recipe's, if it has that storage, or the storage's defaults.
         codec: how the stored numbers are kept, in place of the recipe's: "float32", "float16", "int8", "int4" or "int2", with
@@ -78,8 +81,9 @@ def condense_images(
 
     Returns:
         Images (n, c, h, w) in the scale of `data`, in order of class, and their labels: class ids, or rows of a weight for each
-        class if the recipe learns them: distributions, or of either sign as targets of regression. They have the number type of
-        `data`, but are floats, which may lie outside its range, where the recipe lets pixels do so (`clamp` of its summary).
+        class if the recipe learns them: distributions, or of either sign as targets of regression. They are uint8 where
+        `data` is, else float32; and always float32, maybe outside the range of `data`, where the recipe lets pixels leave that
+        (`clamp` of its summary).
 
     Raises:
         InputError: for data or arguments that cannot be used, before work starts.
@@ -94,6 +98,8 @@ def condense_images(
     if storage not in (None, chosen.summary.get("storage", "pixels")):  # the recipe's options are of another storage
         kept = {name: value for name, value in chosen.summary.items() if name not in OPTIONS}
         chosen = dataclasses.replace(chosen, summary=kept)
+        if factorised(storage) and chosen.optimizer == "sgd":
+            chosen = dataclasses.replace(chosen, optimizer="adam", lr=_FACTORS, momentum=None)
     for name in storage_options or {}:
         if name not in OPTIONS:
             raise unknown_name("storage option", name, OPTIONS)

@@ -10,7 +10,7 @@ import torch
 from sklearn.datasets import load_digits
 from torch.utils.data import TensorDataset
 
-from datastill import condense_images, recipes
+from datastill import condense_images, evaluate, load, recipes
 from datastill.errors import InputError
 from datastill.modalities.image import ImageModality
 from datastill.rng import generator
@@ -93,3 +93,73 @@ def test_bad_input_is_refused_before_work(options: dict[str, object], words: str
 def test_what_is_wrong_with_the_run_is_said_before_the_data_are_read(options: dict[str, Any], said: str) -> None:
     with pytest.raises(InputError, match=said):
         condense_images("no such folder", **options)
+
+
+def few() -> tuple[np.ndarray, np.ndarray]:
+    pixels, labels = load_digits(return_X_y=True)
+    return (pixels[:200] / 16).reshape(-1, 8, 8).astype("float32"), labels[:200]
+
+
+@pytest.mark.parametrize("storage", ["bases", "hallucinators", "codes"])
+def test_a_recipe_of_pixels_by_sgd_moves_factors_by_another_rule(storage: str) -> None:
+    recipe = dataclasses.replace(recipes["dm"].on("image"), validate_every=0)
+    recipe = dataclasses.replace(recipe, settings={**recipe.settings, "learner": "convnet-w8", "real_size": 16})
+    job = condense_images.job(*few(), per_class=10, recipe=recipe, storage=storage, steps=30, progress=False)
+    assert (job.recipe.optimizer, job.recipe.momentum) == ("adam", None)
+    result = job.run()
+    losses = [record["loss"] for record in result.history if "loss" in record]
+    assert np.mean(losses[-10:]) < 1.2 * np.mean(losses[:10])  # by SGD of rate 1 it is tens of times as much
+    assert float(result.export().tensors[0].abs().max()) < 4
+    for kept in ("formation", "low-resolution", "frequencies"):
+        plain = condense_images.job(*few(), per_class=12, recipe=recipe, storage=kept, progress=False)
+        assert (plain.recipe.optimizer, plain.recipe.lr) == ("sgd", 1.0)
+
+
+def test_finished_real_points_are_not_overwritten(tmp_path: Path) -> None:
+    def run(name: str, seed: int = 0) -> TensorDataset:
+        steps = 1 if name == "dm" else None
+        return condense_images(
+            *few(), per_class=1, recipe=name, seed=seed, steps=steps, out=tmp_path / "run", progress=False
+        )
+
+    first = run("random")
+    assert torch.equal(run("random").tensors[0], first.tensors[0])  # the same again is no loss
+    for name, seed in (("random", 1), ("herding", 0), ("dm", 0)):
+        with pytest.raises(InputError, match=rf"holds another run, whose results those of '{name}' with seed {seed}"):
+            run(name, seed)
+    assert torch.equal(load(tmp_path / "run").dataset.tensors[0], first.tensors[0])
+
+
+def test_a_place_that_cannot_be_a_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    for out, said in (
+        (tmp_path / "file", "cannot be a run's folder"),
+        (tmp_path / "file" / "below", "cannot be a run's folder"),
+        ("", "out must be the path of a folder"),
+        (3, "out must be the path of a folder"),
+    ):
+        with pytest.raises(InputError, match=said):
+            condense_images(*few(), per_class=1, recipe="random", out=out, progress=False)  # type: ignore[arg-type]
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_images_alike_are_validated_by_the_ridges_that_they_allow() -> None:
+    pixels, labels = few()
+    modality = ImageModality(np.broadcast_to(pixels.mean((1, 2), keepdims=True), pixels.shape).copy(), labels)
+    full = modality.full()
+    machine = modality.fit_kernel(full, modality.kernel("ntk"), [0.0, 1e-17, 0.5])
+    assert machine.ridge == 0.5  # type: ignore[attr-defined]
+    with pytest.raises(
+        InputError, match=r"No ridge of \(0.0,\) makes the Gram matrix of these \d+ points positive definite"
+    ):
+        modality.fit_kernel(full, modality.kernel("ntk"), [0.0])
+
+
+def test_names_and_lists_that_are_wrong_are_said() -> None:
+    pixels, labels = few()
+    with pytest.raises(InputError, match=r"Did you mean 'lenet'\?.*alexnet.*resnet18.*vgg11"):
+        evaluate((pixels[:20], labels[:20]), ImageModality(pixels, labels, test=few()), learners=["lenett"])
+    with pytest.raises(InputError, match=r"data with labels must be a tensor or an array of images, got a list"):
+        condense_images([*pixels], labels, per_class=1)
+    with pytest.raises(InputError, match=r"device 'meta' cannot be used here"):
+        condense_images(pixels, labels, per_class=1, recipe="random", device="meta", progress=False)

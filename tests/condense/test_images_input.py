@@ -240,7 +240,7 @@ def test_a_run_folder_belongs_to_one_run(tmp_path: Path) -> None:
         ({"augmentation": "none"}, "augmentation was"),
         ({"recipe": noise}, "start was .* and is now .*noise"),
         ({"recipe": dataclasses.replace(QUICK, name="other")}, "recipe was 'dm' and is now 'other'"),
-        ({"recipe": "random"}, "holds the run of another recipe"),
+        ({"recipe": "random"}, "holds another run, whose results those of 'random'"),
     ):
         with pytest.raises(InputError, match=said):
             run(**options)

@@ -102,3 +102,14 @@ def test_all_users_of_movielens_1m_score_as_in_the_published_program() -> None:
     assert scores["hr@10"] == pytest.approx(0.31906, abs=2e-4)
     assert scores["ndcg@10"] == pytest.approx(0.33394, abs=2e-4)
     assert scores["hr@100"] == pytest.approx(0.60913, abs=2e-4)
+
+
+def test_a_recipe_of_more_draws_than_items_takes_fewer() -> None:
+    users = np.repeat(np.arange(40), 9)
+    items = (users % 3 * 9 + np.random.default_rng(0).integers(0, 13, 360)) % 27
+    job = condense_interactions.job(
+        {"user": users, "item": items}, users=3, recipe="distill-cf", steps=1, progress=False
+    )
+    summary: Any = job.run().summary
+    assert summary.logits.shape[1] == 27
+    assert summary.draws == 6  # a quarter of the items

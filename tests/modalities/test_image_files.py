@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from datastill.errors import InputError
+from datastill.modalities.image_data import labelled_images
 from datastill.modalities.image_files import read_folder, write_folder, write_grid
 
 
@@ -105,3 +106,26 @@ def test_grid_shows_every_image_in_its_place(tmp_path: Path, channels: int) -> N
         top, left = number // 3 * 14, number % 3 * 10
         assert np.array_equal(sheet[top : top + 12 : 2, left : left + 8 : 2], image.permute(1, 2, 0).numpy())
     assert (sheet[14:, 20:] == 255).all()  # no sixth image
+
+
+@pytest.mark.parametrize(("mode", "channels"), [("1", 1), ("L", 1), ("LA", 1), ("P", 3), ("RGBA", 3), ("CMYK", 3)])
+def test_files_and_datasets_have_the_same_pixels(tmp_path: Path, mode: str, channels: int) -> None:
+    made = [Image.fromarray(image[0].numpy()).convert(mode) for image in pixels(4, 1)]
+    for number, image in enumerate(made):
+        (tmp_path / str(number % 2)).mkdir(exist_ok=True)
+        image.save(tmp_path / str(number % 2) / f"{number}.{'tif' if mode == 'CMYK' else 'png'}")
+    found = read_folder(tmp_path)[0]
+    given = labelled_images([(made[number], number % 2) for number in (0, 2, 1, 3)]).images
+    assert found.shape[1] == channels
+    assert torch.equal(found, given)
+
+
+@pytest.mark.parametrize("kind", ["uint16", "int32", "float32"])
+def test_pixels_of_more_than_eight_bits_are_refused_and_not_cut_off(tmp_path: Path, kind: str) -> None:
+    image = Image.fromarray((np.arange(24).reshape(6, 4) * 2000).astype(kind))
+    with pytest.raises(InputError, match=r"data\[0\] has pixels of more than 8 bits .* rescale them to 0\.\.255"):
+        labelled_images([(image, 0)])
+    (tmp_path / "a").mkdir()
+    image.save(tmp_path / "a" / "deep.tif")
+    with pytest.raises(InputError, match=r"deep.tif' has pixels of more than 8 bits"):
+        read_folder(tmp_path)
