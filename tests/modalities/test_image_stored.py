@@ -202,14 +202,14 @@ def test_a_blank_storage_has_the_shapes_of_one_with_images(name: str) -> None:
 @pytest.mark.parametrize("labels", ["hard", "learned", "signed"])
 @pytest.mark.parametrize("form", FORMS, ids=name_of)
 def test_bytes_are_known_from_shapes(form: dict[str, Any], labels: str) -> None:
-    """Of plain codecs exactly, but for the room that is left for the digits of lengths; entropy coding takes no more."""
+    """Of plain codecs exactly; entropy coding takes no more."""
     modality = images()
     form = {**form, "labels": labels}
     takes = modality.summary([8, 4, 8], rng=generator(0), init="noise", **form).nbytes
     bound = modality.stored_bytes([8, 4, 8], **form)
     assert takes <= bound
     if not form.get("codec", "").endswith("-entropy"):
-        assert bound - takes == 64
+        assert bound == takes
     for wrong, said in (({"factors": 2}, "Unknown option"), ({"labels": "soft"}, "Unknown kind of labels")):
         with pytest.raises(InputError, match=said):
             modality.stored_bytes([8, 4, 8], **{**form, **wrong})
