@@ -53,7 +53,7 @@ class InteractionsModality(InteractionsTarget):
             options: of "weights": `interactions` (default: as many as so many real users have on average) and `anneal`. Of
                 the others: `init_scale` (how far a real user's items start above the others, default 4); `export_length`, how
                 many items each user exports (default: the mean of real users); `draws` (default: the same, but at most a
-                quarter of the items, as many as there are in place of more draws than items); and those of `InteractionsSummary`.
+                quarter of the items); and those of `InteractionsSummary`.
         """
         users = self._check_counts(counts)
         known = WEIGHTED_OPTIONS if sampler == "weights" else SAMPLED_OPTIONS
@@ -83,9 +83,7 @@ class InteractionsModality(InteractionsTarget):
         else:
             logits = scale * rows
         length = min(check_count("export_length", options.pop("export_length", mean)), self.items)
-        few = max(1, self.items // 4)
-        if options.setdefault("draws", min(max(1, mean), few)) >= self.items:
-            options["draws"] = few
+        options.setdefault("draws", max(1, min(mean, self.items // 4)))
         return InteractionsSummary(logits, self.splits.item_ids, np.full(users, length), sampler=sampler, **options)
 
     def _initial(self, init: str | Tensor, counts: Sequence[int], rng: torch.Generator) -> Tensor | None:
