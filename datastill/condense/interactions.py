@@ -101,8 +101,8 @@ def condense_interactions(
             For recipes of weighted rows, as the default is.
         nbytes: most bytes that the result may take, in place of `interactions`: of a weighted row 12, of one without weight 8
             (integer ids; others are counted as such).
-        recipe: one of `datastill.recipes` for interactions, or None for the default. Where a log has no more items than the recipe
-            has draws, a quarter of the items are drawn.
+        recipe: one of `datastill.recipes` for interactions, or None for the default. Where a log has no more items than
+            the recipe has draws, a quarter of the items are drawn.
         user_column: name of the column of user ids, integers or strings; None finds the usual names.
         item_column: name of the column of item ids, likewise.
         rating_column: name of the column that `min_rating` is about; None finds the usual names.
