@@ -120,7 +120,8 @@ def _one_thread() -> Iterator[None]:
 
 def _forget(run: Path) -> None:
     # A demo starts anew each time; a run of the library would go on from what is there.
-    shutil.rmtree(run / "checkpoint", ignore_errors=True)
+    for part in ("checkpoint", artifact.RUN_SUBFOLDER):
+        shutil.rmtree(run / part, ignore_errors=True)
     (run / "metrics.jsonl").unlink(missing_ok=True)
 
 

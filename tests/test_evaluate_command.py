@@ -58,10 +58,10 @@ def test_evaluate_moves_the_data_to_the_device_asked_for(digits_run: Path, monke
         raise LookupError
 
     monkeypatch.setattr("datastill.evaluation.evaluate", scored)
-    for options in ((), ("--device", "meta")):
+    for options in ((), ("--device", "cpu:0")):
         with pytest.raises(LookupError):
             commands.evaluate_run([str(digits_run), *options])
-    assert devices == ["cpu", "meta"]
+    assert devices == ["cpu", "cpu:0"]
 
 
 def test_what_decides_the_target_is_kept_when_it_is_opened_again(tmp_path: Path) -> None:
