@@ -138,7 +138,7 @@ def compare(kind: str, forms: str) -> None:
 
 
 def batched_losses(kind: str, device: str) -> list[float]:
-    """Of two unrolled trainings whose inner steps take a part of the points, and those of `losses` else."""
+    """Of two steps of unrolled training on a device, whose inner steps take a part of the points."""
     from test_every_pair import MODALITIES
 
     from datastill import distill

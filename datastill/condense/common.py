@@ -83,7 +83,7 @@ def run_recipe(
         )
     elif steps is not None:
         recipe = dataclasses.replace(recipe, steps=check_count("steps", steps))
-    folder = None if out is None else _run_folder(out, recipe, seed)
+    folder = None if out is None else _run_folder(out, modality, counts, recipe, seed)
     log: list[Callback] = [] if folder is None or not processes.is_main() else [MetricsLog(folder / "metrics.jsonl")]
     heard = [*log, *callbacks]
     modality.to(device if recipe.objective is None else processes.local_device(device))
@@ -128,7 +128,7 @@ def run_recipe(
     return result
 
 
-def _run_folder(out: str | Path, recipe: Recipe, seed: int) -> Path:
+def _run_folder(out: str | Path, modality: Modality, counts: Sequence[int], recipe: Recipe, seed: int) -> Path:
     """The folder `out`, there from now on, in which no other run's results are; an `InputError` says what else it is."""
     require(
         isinstance(out, str | Path) and str(out).strip() != "",
@@ -146,11 +146,12 @@ def _run_folder(out: str | Path, recipe: Recipe, seed: int) -> Path:
         from datastill.artifact import load
 
         found = load(folder)
-        other = recipe.objective is not None or (found.recipe, found.seed) != (recipe.name, seed)
+        same = (recipe.name, seed, sum(counts), modality.fingerprint())
+        other = recipe.objective is not None or (found.recipe, found.seed, found.points, found.fingerprint) != same
     require(
         not other,
-        f"out {str(folder)!r} holds another run, whose results those of {recipe.name!r} with seed {seed} would overwrite: choose "
-        "another folder, or delete this one.",
+        f"out {str(folder)!r} holds another run, whose results those of {recipe.name!r} with seed {seed} and {sum(counts)} "
+        "points would overwrite: choose another folder, or delete this one.",
     )
     return folder
 

@@ -116,10 +116,11 @@ def test_a_recipe_of_pixels_by_sgd_moves_factors_by_another_rule(storage: str) -
 
 
 def test_finished_real_points_are_not_overwritten(tmp_path: Path) -> None:
-    def run(name: str, seed: int = 0) -> TensorDataset:
-        steps = 1 if name == "dm" else None
+    def run(name: str, seed: int = 0, each: int = 1, turned: bool = False) -> TensorDataset:
+        options: dict[str, Any] = {"steps": 1 if name == "dm" else None, "out": tmp_path / "run", "progress": False}
+        pixels, labels = few()
         return condense_images(
-            *few(), per_class=1, recipe=name, seed=seed, steps=steps, out=tmp_path / "run", progress=False
+            1 - pixels if turned else pixels, labels, per_class=each, recipe=name, seed=seed, **options
         )
 
     first = run("random")
@@ -127,6 +128,10 @@ def test_finished_real_points_are_not_overwritten(tmp_path: Path) -> None:
     for name, seed in (("random", 1), ("herding", 0), ("dm", 0)):
         with pytest.raises(InputError, match=rf"holds another run, whose results those of '{name}' with seed {seed}"):
             run(name, seed)
+    with pytest.raises(InputError, match=r"with seed 0 and 20 points would overwrite"):
+        run("random", each=2)
+    with pytest.raises(InputError, match=r"holds another run"):
+        run("random", turned=True)
     assert torch.equal(load(tmp_path / "run").dataset.tensors[0], first.tensors[0])
 
 
