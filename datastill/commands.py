@@ -89,6 +89,8 @@ def condense(kind: str, arguments: Sequence[str]) -> None:
         rules = Rules.named(options["protocol"], job.modality)
         for name in _listed(options["learners"]) or ():
             rules.check_learner(name)
+        if options["seeds"] > 0:
+            rules.check_learns(job.recipe.objective is not None and job.recipe.make_objective().learns_rate)
         check_space(job.modality, options["baseline_space"])
         if job.modality.scope():
             print(f"Scope: {job.modality.scope()}.")

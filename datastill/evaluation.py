@@ -209,7 +209,11 @@ def evaluate(
                 bar.set_postfix_str(f"{name} on {what}", refresh=False)
                 with isolated(derive_seed(seed, "evaluate", number)):
                     predictor = rules.fit(
-                        batch_of(number), name, full=what == "full data", key=(seed, "evaluate", number)
+                        batch_of(number),
+                        name,
+                        key=(seed, "evaluate", number),
+                        real=what not in ("summary", "exported"),
+                        full=what == "full data",
                     )
                     found = target.score(predictor, "test")
                 for metric, value in found.items():

@@ -62,8 +62,8 @@ class Result:
         best_score: their validation score; None if there was no validation.
         seconds: time spent, over all parts of a resumed run.
         recipe: the recipe's name, if one was used.
-        learned: what the objective learned beside the summary, such as an inner learning rate; and what is to be known of the
-            run: the "scope" of the target dataset, the bytes of "memory" that it was expected to take.
+        learned: what the objective had learned beside the selected parameters, such as an inner learning rate; and what is to be
+            known of the run: the "scope" of the target dataset, the bytes of "memory" that it was expected to take.
     """
 
     summary: Summary
@@ -222,7 +222,7 @@ def distill(
         run.best_step,
         run.best_score,
         run.seconds,
-        learned=objective.learned(),
+        learned=run.learned,
     )
 
 
@@ -263,6 +263,7 @@ class _Run:
         self.best_step = 0
         self.best_score: float | None = None
         self.best: dict[str, Tensor] | None = None
+        self.learned: dict[str, Any] = {}
 
     def go(self, every: int, checkpoints: Checkpoints | None, checkpoint_every: int, progress: bool) -> None:
         began = time.perf_counter() - self.seconds
@@ -297,7 +298,7 @@ class _Run:
             self.summary.load_state_dict(self.best)
         else:
             self.objective.settle()
-            self.best_step = self.step
+            self.best_step, self.learned = self.step, self.objective.learned()
         self._tell("end", {"step": self.step, "seconds": self.seconds})
 
     def _one_step(self, began: float) -> float:
@@ -377,6 +378,7 @@ class _Run:
     def _keep(self) -> None:
         self.best_step = self.step
         self.best = copy.deepcopy(self.summary.state_dict())
+        self.learned = self.objective.learned()
 
     def _note(self, kind: Literal["step", "validation"], record: dict[str, Any], began: float) -> None:
         record["seconds"] = round(time.perf_counter() - began, 3)
@@ -397,7 +399,7 @@ class _Run:
             "optimizer": self.outer.optimizer.state_dict(),
             "objective": self.objective.state_dict(),
             "learnables": {name: value.detach() for name, value in self.objective.learnables().items()},
-            "best": {"step": self.best_step, "score": self.best_score, "summary": self.best},
+            "best": {"step": self.best_step, "score": self.best_score, "summary": self.best, "learned": self.learned},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -410,6 +412,7 @@ class _Run:
         self.outer.optimizer.load_state_dict(state["optimizer"])
         best = state["best"]
         self.best_step, self.best_score, self.best = best["step"], best["score"], best["summary"]
+        self.learned = best["learned"]
 
 
 def _finite(values: Tensor) -> bool:

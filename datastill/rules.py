@@ -56,15 +56,19 @@ class Rules:
             return rules
         return replace(rules, rates=(_learned_rate(learned),))
 
-    def check_learned(self, learned: Mapping[str, Any]) -> None:
-        """Raise `InputError` if a learning rate is needed and `learned`, as `Objective.learned` gives it, has none above 0."""
-        if self.published is None or not self.published.learned_lr:
-            return
+    def check_learns(self, rate: bool) -> None:
+        """Raise `InputError` if a learning rate is needed, and `rate` says that none is learned with the summary."""
         require(
-            learned.get("inner_lr") not in (None, []),
+            rate or self.published is None or not self.published.learned_lr,
             f"protocol {self.name!r} trains with the learning rate that was learned with the summary, which comes with a Result "
             "or an Artifact of an objective that learns one: give that, or another protocol.",
         )
+
+    def check_learned(self, learned: Mapping[str, Any]) -> None:
+        """Raise `InputError` if a learning rate is needed and `learned`, as `Objective.learned` gives it, has none above 0."""
+        self.check_learns(learned.get("inner_lr") not in (None, []))
+        if self.published is None or not self.published.learned_lr:
+            return
         rate = _learned_rate(learned)
         require(
             0 < rate < math.inf,
@@ -105,14 +109,27 @@ class Rules:
             return self.published.learner
         return self.target.evaluator or self.target.learners[0]
 
-    def fit(self, batch: Batch, learner: str, *, full: bool, key: tuple[int | str, ...]) -> Predictor:
-        """Train on `batch`; of several learning rates the best on the validation split, each from the same start."""
+    def fit(
+        self, batch: Batch, learner: str, *, key: tuple[int | str, ...], real: bool = False, full: bool = False
+    ) -> Predictor:
+        """Train on `batch`; of several learning rates the best on the validation split, each from the same start.
+
+        Args:
+            batch: the points.
+            learner: what is trained.
+            key: of everything random.
+            real: whether the points are real ones. A rate that was learned with a summary is that summary's alone, so that they
+                train at the protocol's own.
+            full: whether they are the whole target dataset.
+        """
         if self.published is None:
             return self.target.fit(batch, learner, rng=generator(*key), protocol=self.given)
         if self.published.training is None:
             return self.target.fit(batch, learner, rng=generator(*key), ridges=self.published.ridges)
         groups = self.target.num_groups
-        plans = [self.published.on(len(batch), groups, full=full, lr=rate) for rate in self.rates or (None,)]
+        others = real and self.published.learned_lr
+        rates = self.published.rates if others else self.rates
+        plans = [self.published.on(len(batch), groups, full=full, lr=rate) for rate in rates or (None,)]
         trained = [self.target.fit(batch, learner, rng=generator(*key), protocol=plan) for plan in plans]
         if len(trained) == 1:
             return trained[0]

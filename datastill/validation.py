@@ -74,7 +74,7 @@ class Validation:
         scores = []
         for number in range(self.seeds):
             with isolated(derive_seed(seed, "validation", number)):
-                predictor = rules.fit(batch, self.trains, full=False, key=(seed, "validation", number))
+                predictor = rules.fit(batch, self.trains, key=(seed, "validation", number))
                 scores.append(self.modality.score(predictor, "validation")[self.modality.metric])
         return float(processes.agree(sum(scores) / len(scores)))
 

@@ -16,6 +16,7 @@ from datastill.modalities.augmentation import Augmentation
 from datastill.modalities.base import Batch, Published
 from datastill.rng import generator
 
+_ZCA = "ZCA whitening, where the paper used it, belongs to the target dataset"
 # The programs of DC, DSA, DM and MTT train for one pass more than they say, and drop the rate after pass E // 2 + 1.
 _HALVES = Protocol(
     optimizer="sgd",
@@ -65,7 +66,7 @@ PUBLISHED: dict[str, Published] = {
         training=dataclasses.replace(_HALVES, augment="dsa"),
         learned_lr=True,
         selection="best of all evaluations during distillation, by test accuracy",
-        differs="ZCA whitening, where the paper used it, belongs to the target dataset",
+        differs=_ZCA,
     ),
     "datm": Published(
         paper="Guo et al., ICLR 2024, arXiv 2310.05773",
@@ -74,7 +75,7 @@ PUBLISHED: dict[str, Published] = {
         learned_lr=True,
         selection="best of all evaluations during distillation, by test accuracy",
         trainings=1,
-        differs="ZCA whitening, where the paper used it, belongs to the target dataset",
+        differs=f"no averages of images over steps; {_ZCA}",
     ),
     "idc": _IDC,
     "idc-mnist": dataclasses.replace(
@@ -97,7 +98,7 @@ PUBLISHED: dict[str, Published] = {
         ),
         unit_scale_classes=10,
         selection="best of the evaluations during distillation, by test accuracy",
-        differs="colours vary as in DSA",
+        differs=f"colours vary as in DSA; no averages of images over steps; {_ZCA}",
     ),
     "kip": Published(
         paper="Nguyen et al., NeurIPS 2021, arXiv 2107.13034",
@@ -107,7 +108,8 @@ PUBLISHED: dict[str, Published] = {
         ),
         rates=(3e-4, 1e-3, 3e-3, 1e-2, 3e-2),
         selection="last, the rate and the weight decay by a search",
-        differs="the network lacks the further convolution in front and the NTK's parametrisation",
+        differs="the rate alone is searched for; the network lacks the further convolution in front and the NTK's "
+        f"parametrisation; {_ZCA}",
     ),
     "rfad": Published(
         paper="Loo et al., NeurIPS 2022, arXiv 2210.12067",
@@ -126,7 +128,7 @@ PUBLISHED: dict[str, Published] = {
         rates=(1e-4, 3e-4, 1e-3, 3e-3),
         selection="best on validation",
         differs="all steps are made and the best moment is kept, there training stops when validation does not improve; "
-        "no decay towards the first weights",
+        f"no decay towards the first weights; {_ZCA}",
     ),
     "linba": Published(
         paper="Deng & Russakovsky, NeurIPS 2022, arXiv 2206.02916",
@@ -134,6 +136,7 @@ PUBLISHED: dict[str, Published] = {
         training=Protocol(optimizer="sgd", lr=0.01, momentum=0.9, schedule="constant", epochs=300),
         selection="best of the evaluations during distillation, by test accuracy",
         trainings=10,
+        differs="without augmentation, which the paper has as a variant (flips and rotations)",
     ),
     "krr": Published(
         paper="Nguyen et al., ICLR 2021, arXiv 2011.00050",
@@ -147,14 +150,14 @@ PUBLISHED: dict[str, Published] = {
         learner="cntk-avgpool-stem",
         ridges=(1e-6,),
         trainings=1,
-        differs="ZCA whitening, where the paper used it, belongs to the target dataset",
+        differs=_ZCA,
     ),
     "krr-rfad": Published(
         paper="Loo et al., NeurIPS 2022, arXiv 2210.12067",
         learner="cnngp-avgpool",
         ridges=(5e-3,),
         trainings=1,
-        differs="ZCA whitening, where the paper used it, belongs to the target dataset",
+        differs=_ZCA,
     ),
 }
 """By name; `evaluate(protocol=...)` takes it."""

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from datastill.errors import check_count, require
+from datastill.errors import check_count, check_number, check_ratio, require
 from datastill.modalities.image_scale import PixelScale
 
 
@@ -125,10 +125,7 @@ class Preconditioned(FreePixels):
             f"storage='preconditioned' learns a matrix of the square of an image's numbers: images may have {_MOST_VALUES:,} at "
             f"most, got {size:,}. Ask for storage='pixels'.",
         )
-        require(
-            isinstance(mixing, int | float) and not isinstance(mixing, bool) and 0 < mixing < math.inf,
-            f"mixing must be a positive number, got {mixing!r}.",
-        )
+        check_number("mixing", mixing, lambda rate: rate > 0, "a positive number")
         self.rate = mixing
         self.mixing = zeros(size, size)
 
@@ -304,10 +301,7 @@ class Frequencies(Storage):
 
     def __init__(self, shape: Sequence[int], keep: float = 0.5) -> None:
         super().__init__(shape)
-        require(
-            isinstance(keep, int | float) and not isinstance(keep, bool) and 0 < keep <= 1,
-            f"keep must be in (0, 1], got {keep!r}.",
-        )
+        check_ratio("keep", keep)
         self.keep = keep
         count, channels, height, width = shape
         rows, columns = max(1, round(keep * height)), max(1, round(keep * width))

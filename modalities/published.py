@@ -21,7 +21,8 @@ class Published:
         steps_by_points: (points, steps) pairs where the length of training depends on the size of the summary; a size
             between takes the nearest one by ratio, the longer training at a tie.
         unit_scale_classes: if given, encoded targets are scaled by sqrt(this / classes) beside `training.target_scale`.
-        learned_lr: whether the rate is the one that was learned with the summary ("inner_lr").
+        learned_lr: whether the rate is the one that was learned with the summary ("inner_lr"). Real points, which it was not
+            learned for, train at that of `training`.
         rates: learning rates that are tried; the best on the validation split is taken. Empty takes `training.lr`.
         ridges: of a kernel, relative to the mean diagonal; with several the best on the validation split is taken.
         full_epochs: passes that the full data get in place of `training.epochs`, which are meant for small sets.

@@ -30,6 +30,8 @@ class Objective(ABC):
     """
 
     name: ClassVar[str]
+    learns_rate: ClassVar[bool] = False
+    """Whether `learned` has an "inner_lr", the rate that learners of the summary are to train with, as some protocols ask for."""
 
     modality: Modality
     summary: Summary

@@ -131,7 +131,8 @@ class FeatureRegression(Objective):
             whole = self.summary(rng).detach()
         with convolved_in(self.inner_precision):
             for _ in range(self.inner_steps):
-                self._pool.train(self._inner(whole, rng), rng)
+                if not self._pool.train(self._inner(whole, rng), rng):
+                    break  # the next visit meets a fresh learner
 
     def _inner(self, batch: Batch, rng: torch.Generator) -> Batch:
         """What a learner trains on at one step."""

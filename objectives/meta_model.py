@@ -17,10 +17,10 @@ from datastill.backbones.base import Learner, call_with, parameters_of
 from datastill.backbones.precision import Precision, check_precision, convolved_in
 from datastill.errors import check_count, require
 from datastill.modalities.base import Modality, Summary
-from datastill.objectives.base import Objective, RealBatches, network_bytes, weight_bytes
+from datastill.objectives.base import Objective, RealBatches, limit_of, network_bytes, weight_bytes
 from datastill.objectives.inner import PositiveRates, shuffled_picks, step_augmentation
 from datastill.objectives.pool import UnrolledPool
-from datastill.objectives.unroll import Descent, continued
+from datastill.objectives.unroll import Descent, check_unrolls, continued
 from datastill.processes import portion
 from datastill.rng import fork, generator
 
@@ -29,7 +29,7 @@ from datastill.rng import fork, generator
 class UnrolledTraining(Objective):
     """Real loss of a learner after `inner_steps` of SGD on the summary, differentiated exactly through all of them.
 
-    The learner is a fresh one, or one of a `pool` that has trained before.
+    The learner is a fresh one, or one of a `pool` that has trained before. It must be without batch norm, which `start` refuses.
 
     Attributes:
         learner: name of the learner; None takes the modality's default.
@@ -41,11 +41,14 @@ class UnrolledTraining(Objective):
         weight_decay: of the inner SGD.
         inner_batch: synthetic points an inner step; None takes all of them.
         real_size: real points a group for the outer loss; None takes all of them.
+        real_limit: most real points of a step, all groups together: of more, each step draws a sample stratified by group. None
+            sets no limit.
         real_precision: in what the convolutions of real points are multiplied: "full", "bfloat16", which is much faster where the
             device does it natively, or "auto", bfloat16 there and full elsewhere.
         inner_precision: the same of synthetic points, in the steps of SGD and where these are differentiated. What is rounded is
             far below what another learner would change.
-        augment: whether inner batches are augmented, each step with a seed of its own.
+        augment: whether inner batches are augmented, each step with a seed of its own, and real points too, as RaT-BPTT has it:
+            every point of both has a transformation of its own.
         zero_head: whether the head of a learner begins at zero. Its random outputs, which a short training does not forget, are
             then no noise in the gradient.
         platt: whether the loss on real points is that of exp(k) times the outputs, k learned from 0 (Platt scaling, as in RFAD):
@@ -66,6 +69,7 @@ class UnrolledTraining(Objective):
     weight_decay: float = 0.0
     inner_batch: int | None = None
     real_size: int | None = 64
+    real_limit: int | None = None
     real_precision: Precision = "full"
     inner_precision: Precision = "full"
     augment: bool = False
@@ -75,11 +79,12 @@ class UnrolledTraining(Objective):
     max_age: int = 300
 
     name: ClassVar[str] = "unrolled"
+    learns_rate: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_count("inner_steps", self.inner_steps)
         check_count("max_age", self.max_age)
-        for field in ("inner_batch", "real_size", "pool"):
+        for field in ("inner_batch", "real_size", "real_limit", "pool"):
             if getattr(self, field) is not None:
                 check_count(field, getattr(self, field))
         check_precision("real_precision", self.real_precision)
@@ -93,8 +98,10 @@ class UnrolledTraining(Objective):
         require(self.weight_decay >= 0, f"weight_decay must be at least 0, got {self.weight_decay!r}.")
 
     def start(self, modality: Modality, summary: Summary, *, seed: int = 0, workdir: Path | None = None) -> None:
+        check_unrolls(modality, self.learner)
         super().start(modality, summary, seed=seed, workdir=workdir)
-        self._real = RealBatches(modality.real, self.real_size)
+        limit = limit_of(self.real_limit, self.real_size, modality.num_groups)
+        self._real = RealBatches(modality.real, self.real_size, limit)
         self._rates = PositiveRates(self.inner_lr, self.inner_steps if self.lr_per_step else 1, self.learn_lr)
         self._rates.to(modality.device, modality.dtype)
         draws = generator(seed, "unrolled pool")
@@ -103,7 +110,15 @@ class UnrolledTraining(Objective):
 
     def footprint(self, modality: Modality, summary: Summary) -> int:
         """One step's graph, with a second derivative, and the weights of all of them."""
-        step = network_bytes(modality, summary, self.learner, real_size=self.real_size, kept=4, points=self.inner_batch)
+        step = network_bytes(
+            modality,
+            summary,
+            self.learner,
+            real_size=self.real_size,
+            real_limit=self.real_limit,
+            kept=4,
+            points=self.inner_batch,
+        )
         return step + (self.inner_steps + 4 + 2 * (self.pool or 0)) * weight_bytes(modality, self.learner)
 
     def loss(self, rng: torch.Generator) -> Tensor:
@@ -126,7 +141,7 @@ class UnrolledTraining(Objective):
         if self._pool:
             self._pool.offer(trained, speed, self.inner_steps)
         if self.augment:
-            real = self.modality.augment(real, fork(rng) % 2**31)
+            real = self.modality.augment_each(real, fork(rng) % 2**31)
         with convolved_in(self.real_precision):
             outputs = call_with(net, trained, real.inputs)
         loss = self.modality.loss(self._sharpness.exp() * outputs if self.platt else outputs, real.targets)

@@ -57,14 +57,14 @@ class LearnerPool:
         self._now = int(torch.randint(len(self._learners), (), generator=rng))
         return self._learners[self._now].requires_grad_(False)
 
-    def train(self, batch: Batch, rng: torch.Generator) -> None:
-        """One step of the picked learner's mean squared error on `batch`, or a fresh learner if its time is up."""
+    def train(self, batch: Batch, rng: torch.Generator) -> bool:
+        """One step of the picked learner's mean squared error on `batch`; False if its time was up and a fresh one is there."""
         now = self._now
         if self.ages[now] >= self.max_age:
             self._learners[now] = self.modality.learner(self.name, rng=rng)
             self._optimizers[now] = make_optimizer(self.protocol, self._learners[now].parameters())
             self.ages[now] = 0
-            return
+            return False
         learner, optimizer = self._learners[now].requires_grad_(True), self._optimizers[now]
         learner.train()
         with isolated(fork(rng)):
@@ -72,6 +72,7 @@ class LearnerPool:
             optimizer.step()
         learner.eval()
         self.ages[now] += 1
+        return True
 
     def _error(self, outputs: Tensor, targets: Tensor) -> Tensor:
         return 0.5 * (outputs - self.target_scale * self.modality.encode(targets)).square().sum(1).mean()

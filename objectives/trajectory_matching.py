@@ -22,13 +22,15 @@ from datastill.modalities.base import Modality, Summary
 from datastill.objectives.base import Objective, network_bytes, weight_bytes
 from datastill.objectives.experts import ExpertBuffer, ExpertPlan, split_parameters
 from datastill.objectives.inner import PositiveRates, shuffled_picks, step_augmentation, version_picks
-from datastill.objectives.unroll import Descent, unroll
+from datastill.objectives.unroll import Descent, check_unrolls, unroll
 from datastill.rng import generator
 
 
 @dataclass
 class TrajectoryMatching(Objective):
     """|| theta_N - expert_{t+M} ||^2 / || expert_t - expert_{t+M} ||^2, theta_N trained on the summary from expert_t.
+
+    Learners must be without batch norm, which `start` refuses: an expert's snapshots are its parameters alone.
 
     Attributes:
         learner: name of the learner; None takes the modality's default.
@@ -85,6 +87,7 @@ class TrajectoryMatching(Objective):
     label_threshold: float | None = None
 
     name: ClassVar[str] = "trajectory-matching"
+    learns_rate: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         for field in ("experts", "max_start", "expand_steps", "span", "inner_steps"):
@@ -117,6 +120,7 @@ class TrajectoryMatching(Objective):
         require(limit is None or limit > 0, f"label_threshold must be positive or None, got {limit!r}.")
 
     def start(self, modality: Modality, summary: Summary, *, seed: int = 0, workdir: Path | None = None) -> None:
+        check_unrolls(modality, self.learner)
         super().start(modality, summary, seed=seed, workdir=workdir)
         # Only the snapshots that can be a start or a target are ever trained for.
         plan = ExpertPlan(

@@ -19,10 +19,14 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from datastill.backbones.base import Learner, call_with
 from datastill.backbones.batch import Batch, tensors_of, with_tensors
 from datastill.backbones.precision import Precision, convolved_in
+from datastill.errors import require
+from datastill.modalities.base import Modality
+from datastill.rng import generator
 
 Tensors = list[Tensor] | tuple[Tensor, ...]
 
@@ -62,6 +66,17 @@ class Descent:
         loss = self.loss(outputs, points.targets)
         grads = torch.autograd.grad(loss, theta, create_graph=differentiable, materialize_grads=True)
         return list(grads)
+
+
+def check_unrolls(modality: Modality, name: str | None) -> None:
+    """Raise `InputError` for a learner with batch norm: parameters alone do not say what it computes, and steps of unrolled
+    training do not follow its running statistics."""
+    net = modality.learner(name, rng=generator("unrolls"))
+    require(
+        not any(isinstance(part, _BatchNorm) for part in net.modules()),
+        f"Learner {name!r} has batch norm, whose running statistics unrolled training does not follow: choose one with "
+        "instance or group norm, or with none.",
+    )
 
 
 def unroll(

@@ -123,6 +123,10 @@ def test_as_a_module_and_as_a_command() -> None:
             ("image", "--data", "digits", "--protocol", "krr", "--learners", "mlp", "--quiet"),
             "protocol 'krr' fits a kernel",
         ),
+        (
+            ("image", "--data", "digits", "--recipe", "dm", "--protocol", "mtt", "--quiet"),
+            "protocol 'mtt' trains with the learning rate that was learned",
+        ),
         (("image", "--data", "digits", "--seeds", "-3", "--quiet"), "seeds must be at least 0"),
         (("image", "--data", "digits", "--baseline-space", "convnt", "--quiet"), "Did you mean 'convnet'"),
         (("image", "--data", "digits", "--storage-options", '{"factr": 2}', "--quiet"), "Did you mean 'factor'"),

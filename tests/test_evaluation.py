@@ -187,7 +187,9 @@ def test_a_learned_rate_comes_with_the_result(monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr(modality, "fit", fit)
     evaluate(result, protocol="learned", seeds=1, progress=False)
-    assert used == pytest.approx([0.25] * 3)
+    own = PUBLISHED["learned"].training
+    assert own is not None
+    assert used == pytest.approx([0.25, own.lr, own.lr])  # real points, which the rate is not of, have the protocol's
     for rate in (0.0, -0.1, [0.1, -0.3], float("nan")):
         given = dataclasses.replace(result, learned={"inner_lr": rate})
         with pytest.raises(InputError, match="must be a positive number, got"):

@@ -27,6 +27,7 @@ from datastill.objectives.base import Objective
 from datastill.objectives.distribution_matching import DistributionMatching
 from datastill.objectives.gradient_matching import GradientMatching
 from datastill.objectives.kernel_ridge import KernelRidge
+from datastill.objectives.meta_model import UnrolledTraining
 from datastill.outer import OuterOptimizer
 from datastill.rng import generator
 
@@ -64,6 +65,30 @@ def test_validation_keeps_the_best_summary() -> None:
     assert result.best_step == min(step for step, score in scores.items() if score == best)
     assert scores[20] < best
     assert torch.equal(result.summary.points, seen[result.best_step])
+
+
+def test_what_was_learned_is_of_the_step_that_is_kept(tmp_path: Path) -> None:
+    def go(folder: Path, stop_at: int | None = None) -> tuple[Any, dict[int, Any]]:
+        objective = UnrolledTraining(inner_steps=3, inner_lr=0.05, real_size=8)
+        rates: dict[int, Any] = {}
+
+        def watch(event: Event) -> None:
+            if event.kind == "validation":
+                rates[event.step] = objective.learned()["inner_lr"]
+            if event.step == stop_at:
+                raise KeyboardInterrupt
+
+        options = {"lr": {"points": 0.3, "inner_lr": 0.1}, "steps": 10, "validate_every": 1, "checkpoint_every": 1}
+        return run(objective, **options, checkpoint_dir=folder, callbacks=[watch]), rates
+
+    whole, rates = go(tmp_path / "whole")
+    assert 0 < whole.best_step < 9
+    assert whole.learned["inner_lr"] == rates[whole.best_step] != rates[10]
+    with pytest.raises(KeyboardInterrupt):
+        go(tmp_path / "cut", 9)
+    resumed, after = go(tmp_path / "cut")
+    assert min(after) > whole.best_step
+    assert resumed.learned == whole.learned
 
 
 class Swelling(ToyModality):

@@ -169,7 +169,7 @@ def check_target_unmutated(make: Make, modality: Modality) -> None:
 
 
 def check_state(make: Make, modality: Modality) -> None:
-    """`state_dict` can be stored, and `learned` too."""
+    """`state_dict` can be stored, and `learned` too, which has a rate if the objective says so."""
     objective = _started(make, modality, small_summary(modality))
     objective.loss(generator("checks", "loss")).backward()
     objective.after_step(generator("checks", "after"))
@@ -178,6 +178,10 @@ def check_state(make: Make, modality: Modality) -> None:
             flatten_state(value)
         except InputError as error:
             raise CheckFailed(f"{name}() holds something that cannot be stored: {error}") from error
+    if ("inner_lr" in objective.learned()) != objective.learns_rate:
+        raise CheckFailed(
+            f"learns_rate is {objective.learns_rate}: learned() must have 'inner_lr' where it is True, and nowhere else"
+        )
 
 
 def check_restart(make: Make, modality: Modality) -> None:

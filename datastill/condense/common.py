@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Generic, ParamSpec, Protocol, TypeVar, cast, get_args
 
+import numpy as np
 import torch
 
 from datastill import memory, processes
@@ -21,6 +22,7 @@ from datastill.loop import Callback, Event, Result, distill
 from datastill.metrics_log import MetricsLog
 from datastill.modalities.base import Modality, Summary
 from datastill.objectives.coresets import COMPOSED, METHODS, VECTORS, RealPoints, choose, coreset, learner_of
+from datastill.objectives.remembered import remembering
 from datastill.objectives.teachers import Teachers
 from datastill.recipe import Recipe
 from datastill.recipebook import recipes
@@ -284,12 +286,19 @@ class Condense(Protocol[P, T_co]):
         ...
 
 
+def _plain(value: Any) -> Any:
+    """A number of NumPy's as one of Python's, which is what checks know and files hold; all else as it is."""
+    return value.item() if isinstance(value, np.generic) else value
+
+
 def condenser(prepare: Callable[P, Job[T]]) -> Condense[P, T]:
     """Make a function that prepares a job into one that runs it and gives the dataset that comes out."""
     signature = inspect.signature(prepare, eval_str=True)
 
     @functools.wraps(prepare)
     def job(*args: P.args, **kwargs: P.kwargs) -> Job[T]:
+        args = tuple(map(_plain, args))  # type: ignore[assignment]
+        kwargs = {name: _plain(value) for name, value in kwargs.items()}  # type: ignore[assignment]
         # Reading the data can take long; what is wrong with the other arguments is said before.
         given = signature.bind(*args, **kwargs).arguments
         check_count("seed", given.get("seed", 0), least=0)
@@ -302,9 +311,10 @@ def condenser(prepare: Callable[P, Job[T]]) -> Condense[P, T]:
 
     @functools.wraps(prepare)
     def condense(*args: P.args, **kwargs: P.kwargs) -> T:
-        made = job(*args, **kwargs)
-        with memory.limit(made.memory):
-            exported: T = made.run().export()
+        with remembering():  # a budget in bytes and the run may want points that the same training chooses
+            made = job(*args, **kwargs)
+            with memory.limit(made.memory):
+                exported: T = made.run().export()
         return exported
 
     (dataset,) = get_args(signature.return_annotation)  # what `help` has to show is what a call gives

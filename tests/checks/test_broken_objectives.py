@@ -93,6 +93,10 @@ class UnstorableState(Good):
         return {"optimizer": object()}
 
 
+class Rateless(Good):
+    learns_rate = True
+
+
 class Forgetful(Good):
     """Weighs its loss by how often it was called, and does not say so in its state."""
 
@@ -131,6 +135,7 @@ class FolderBound(Good):
         (GlobalNoise, checks.check_same_seed_same_loss, "global random state of torch"),
         (Vandal, checks.check_target_unmutated, "changed the summary itself"),
         (UnstorableState, checks.check_state, "cannot be stored"),
+        (Rateless, checks.check_state, r"learns_rate is True: learned\(\) must have 'inner_lr'"),
         (Forgetful, checks.check_restart, "missing in state_dict"),
         (FolderBound, checks.check_workdir, "depends on workdir"),
     ],

@@ -6,12 +6,14 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from datastill import condense_images, recipes
 from datastill.errors import InputError
 from datastill.modalities.image_stored import StoredImages
+from datastill.objectives import coresets
 from datastill.recipe import Recipe
 from datastill.rng import generator
 
@@ -77,7 +79,7 @@ def test_classes_of_unequal_size() -> None:
         ({"storage": "hallucinators"}, 2, "must be a multiple of 5, got 2 for class 0: ask for 5"),
         ({"storage": "codes", "decoders": 3}, 4, "must be a multiple of 3, got 4 for class 0: ask for 3"),
         ({"storage": "bases", "bases": 16}, 1, "bases must be at most 3 for 3 images of this size, got 16"),
-        ({"storage": "frequencies", "keep": 2.0}, 1, r"keep must be in \(0, 1\], got 2.0"),
+        ({"storage": "frequencies", "keep": 2.0}, 1, r"keep must be a number in \(0, 1\], got 2.0"),
         ({"storage": "mosaics"}, 1, "Unknown storage 'mosaics'"),
         ({"codec": "int3"}, 1, "Unknown codec 'int3'"),
     ],
@@ -245,3 +247,29 @@ def test_a_run_folder_belongs_to_one_run(tmp_path: Path) -> None:
         with pytest.raises(InputError, match=said):
             run(**options)
     assert torch.equal(run(), first)
+
+
+def test_numbers_may_be_numpys(tmp_path: Path) -> None:
+    data, recipe = images((1, 8, 8), 2), dataclasses.replace(QUICK, steps=2)
+    expected = condense_images(data, per_class=2, seed=3, steps=1, recipe=recipe, progress=False)
+    numbers: dict[str, Any] = {"per_class": np.int64(2), "seed": np.uint8(3), "steps": np.int32(1)}
+    found = condense_images(data, **numbers, recipe=recipe, out=tmp_path, progress=False)
+    assert torch.equal(found.tensors[0], expected.tensors[0])
+    with pytest.raises(InputError, match=r"per_class must be an integer of at least 1, got 1\.5"):
+        condense_images(data, per_class=np.float64(1.5), recipe=recipe, progress=False)  # type: ignore[arg-type]
+
+
+def test_a_budget_and_its_run_share_the_training_that_chooses(monkeypatch: pytest.MonkeyPatch) -> None:
+    trainings = []
+    ordinary = coresets.count_forgetting
+
+    def counted(*given: Any, **named: Any) -> Any:
+        trainings.append(given)
+        return ordinary(*given, **named)
+
+    monkeypatch.setattr(coresets, "count_forgetting", counted)
+    forgetting = recipes["forgetting"].on("image")
+    recipe = dataclasses.replace(forgetting, summary={**forgetting.summary, "space": "mlp"})
+    found = condense_images(images((1, 8, 8), 2), nbytes=700, recipe=recipe, codec="int2-entropy", progress=False)
+    assert len(found.tensors[0]) > 2
+    assert len(trainings) == 1

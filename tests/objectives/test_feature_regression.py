@@ -118,7 +118,7 @@ def test_learners_grow_older_by_several_steps_at_a_visit() -> None:
     pool.pick(generator(1))
     now = pool._now
     pool.ages[now] = 0
-    for expected in (4, 1):  # 4, 5, 6, replaced, 1
+    for expected in (4, 0, 4):  # 4; 5, 6, replaced, so that the next loss meets a fresh one; 4
         objective.after_step(generator(2))
         assert pool.ages[now] == expected
     assert pool.ages[1 - now] == [0, 3][1 - now]

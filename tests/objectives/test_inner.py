@@ -112,6 +112,8 @@ def test_training_never_shares_an_augmentation(objective: Any, monkeypatch: pyte
     one.loss(generator(1)).backward()
     one.after_step(generator(2))
     assert trained
+    if isinstance(one, UnrolledTraining):
+        assert trained[:3] == [6, 6, 12]  # two inner steps, and the real points, which nothing is matched with
 
 
 def test_idc_matches_under_colour_and_cutout_and_one_more() -> None:

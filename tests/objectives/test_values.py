@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -303,6 +304,23 @@ def test_positive_rates() -> None:
 def test_bad_settings_are_refused_at_once(make: type, message: str) -> None:
     with pytest.raises(InputError, match=message):
         make()
+
+
+@pytest.mark.parametrize("make", [UnrolledTraining, TrajectoryMatching])
+def test_what_unrolls_refuses_batch_norm(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("datastill.objectives.experts.train", lambda *_, **__: pytest.fail("an expert was trained"))
+    images = ImageModality(torch.rand(12, 1, 8, 8, generator=generator("images")), torch.arange(12) % 2)
+    summary = images.summary([1, 1], rng=generator(0))
+    with pytest.raises(InputError, match=r"'convnet-w4-bn' has batch norm, .* choose one with instance or group norm"):
+        make(learner="convnet-w4-bn").start(images, summary)
+
+
+def test_unrolled_training_draws_at_most_so_many_real_points() -> None:
+    summary = small()
+    for limit, points in ((None, 18), (12, 12)):
+        objective = UnrolledTraining(real_size=6, real_limit=limit)
+        objective.start(MODALITY, summary)
+        assert torch.bincount(objective._real(generator(1)).groups).tolist() == [points // 3] * 3
 
 
 def test_unknown_kernel_suggests_the_nearest() -> None:
