@@ -64,6 +64,8 @@ def prepared(
     that its objective has, `storage` among the options of its summary and, of `outer`, such fields of the recipe as its rate or
     what validates, where they are not None."""
     recipe = recipes[name].on("image")
+    if recipe.objective is not None and outer["steps"] is not None:
+        recipe = recipe.lasting(outer["steps"])
     fields = (
         {} if recipe.objective is None else {f.name for f in dataclasses.fields(find("objectives", recipe.objective))}
     )

@@ -98,6 +98,16 @@ class Recipe:
                 changed[merged] = {**getattr(self, merged), **changed[merged]}
         return dataclasses.replace(self, **changed, overrides={})
 
+    def lasting(self, steps: int) -> Recipe:
+        """This recipe with so many steps; settings that are numbers of steps, as its objective says, are so in proportion."""
+        counted = self.make_objective().counted_in_steps
+        scaled = {
+            name: max(1, round(value * steps / self.steps))
+            for name, value in self.settings.items()
+            if name in counted and value
+        }
+        return dataclasses.replace(self, steps=steps, settings={**self.settings, **scaled})
+
     def make_objective(self) -> Objective:
         """The objective with this recipe's settings; there must be one."""
         assert self.objective is not None

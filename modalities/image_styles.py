@@ -16,7 +16,8 @@ _PAIRS = 64  # pairs of images a step, at most
 class StyleAdversary(nn.Module):
     """A ConvNet that classifies synthetic images and is drawn towards equal features of two styles of a base.
 
-    It is state of the optimisation and no part of what is stored: its parameters need no gradients from outside.
+    It is state of the optimisation and no part of what is stored: its parameters need no gradients from outside. It sees images
+    as they are and one set of pairs a step, where the paper's program augments them and draws another set for the penalty.
 
     Args:
         shape: (channels, height, width) of the images.

@@ -112,12 +112,12 @@ class LatentSummary(Summary):
         """The wrapped summary with what the decoder makes as its parameter."""
         path, _, attribute = self.name.rpartition(".")
         owner = self.points.get_submodule(path)
-        parameter = owner._parameters.pop(attribute)
-        setattr(owner, attribute, self._decoded())
+        parameter = owner._parameters[attribute]
+        # Among the parameters, where what rounds all of them (a codec) finds it too.
+        owner._parameters[attribute] = self._decoded()  # type: ignore[assignment]
         try:
             yield
         finally:
-            delattr(owner, attribute)
             owner._parameters[attribute] = parameter
 
     def plan(self, steps: int) -> None:

@@ -30,6 +30,8 @@ class Objective(ABC):
     """
 
     name: ClassVar[str]
+    counted_in_steps: ClassVar[tuple[str, ...]] = ()
+    """Which hyper-parameters are numbers of outer steps: a recipe that is run for more or fewer steps has them in proportion."""
     learns_rate: ClassVar[bool] = False
     """Whether `learned` has an "inner_lr", the rate that learners of the summary are to train with, as some protocols ask for."""
 

@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from datastill.backbones.base import Learner
 from datastill.backbones.batch import Batch
 from datastill.backbones.kmeans import k_means, nearest_members
 from datastill.backbones.training import train
@@ -76,6 +75,10 @@ def coreset(
     shares = modality.allocate(counts) if isinstance(counts, int) else list(counts)
     rng = generator(seed, "coreset", method)
     if method == "kmeans" and not options:
+        require(
+            space == VECTORS,
+            f"method='kmeans' averages the data's own vectors, so space has to be left out, got {space!r}.",
+        )
         return modality.summary(shares, rng=rng, init="kmeans").export()
     chosen = choose(modality, shares, method=method, space=space, rng=rng, **options)
     if chosen.is_floating_point():
@@ -266,16 +269,12 @@ def _lowest(modality: Modality, counts: Sequence[int], scores: Tensor, rng: torc
     return torch.cat(picked)
 
 
-def _correct(modality: Modality, counts: Sequence[int], space: str, rng: torch.Generator) -> Tensor:
-    name = learner_of(modality, space)
-
-    def wrong() -> Tensor:
-        full = modality.full()
-        predictor = modality.fit(full, name, rng=rng)
-        with torch.no_grad():
-            return (~modality.correct(in_chunks(predictor, predictor, full), full.targets).cpu()).float()
-
-    return _lowest(modality, counts, once(f"wrong {name}", modality, rng, wrong), rng)
+def _correct(
+    modality: Modality, counts: Sequence[int], space: str, rng: torch.Generator, *, teachers: Teachers
+) -> Tensor:
+    full = modality.full()
+    (said,) = teachers.outputs(full)
+    return _lowest(modality, counts, (~modality.correct(said, full.targets).cpu()).float(), rng)
 
 
 def _confident(
@@ -306,8 +305,8 @@ METHODS: dict[str, Callable[..., Tensor]] = {
 COMPOSED: dict[str, Callable[..., Tensor]] = {"rded": _best}
 """How points can be put together from parts of real ones, by name."""
 
-_TAUGHT = ("confident", "rded")
-_ASKING = ("correct", "forgetting", *_TAUGHT)
+_TAUGHT = ("correct", "confident", "rded")
+_ASKING = ("forgetting", *_TAUGHT)
 
 
 def asked(modality: Modality, method: str, space: str = VECTORS) -> str | None:
@@ -324,10 +323,9 @@ def features(modality: Modality, space: str, rng: torch.Generator) -> Tensor:
     full = modality.full()
     if space == VECTORS:
         return _dense(modality.vectors(full.inputs), rng).cpu()
-    with torch.enable_grad():
-        learner = modality.fit(full, space, rng=rng)
-    if not isinstance(learner, Learner):
+    if modality.is_kernel(space) or space in modality.fitted:
         raise unknown_name("space of a coreset", space, (VECTORS, *modality.learners))
+    (learner,) = Teachers(modality, space, seed=fork(rng)).networks
     return in_chunks(learner.embed, learner, full).flatten(1).cpu()
 
 

@@ -48,7 +48,8 @@ class DistributionMatching(Objective):
         warmup_lr: learning rate of that training (Adam).
         spread_warmup: whether each learner gets a random number of those steps, from 0 to `warmup`, so that the summary meets
             learners at every stage (IDM), or all of them.
-        class_loss: weight of the learner's own loss on the synthetic points, times its accuracy on real ones (IDM); 0 is none.
+        class_loss: weight of the learner's own loss on the synthetic points, the mean of each group's, summed over groups, times
+            its accuracy on real ones, in [0, 1] (IDM, whose program has percent); 0 is none.
     """
 
     learner: str | None = None
@@ -115,7 +116,9 @@ class DistributionMatching(Objective):
             with torch.no_grad():
                 right = [self.modality.correct(net(part.inputs), part.targets) for part in parts_of(net, real)]
             accuracy = torch.cat(right).to(loss.dtype).mean()
-            loss = loss + self.class_loss * accuracy * self.modality.loss(net(synthetic.inputs), synthetic.targets)
+            losses = self.modality.losses(net(synthetic.inputs), synthetic.targets)
+            each = group_means(losses[:, None], synthetic.groups, self.modality.num_groups)
+            loss = loss + self.class_loss * accuracy * each.sum()
         return loss
 
     def _aims(self, theirs: Tensor, groups: Tensor, *, shared: bool) -> Any:

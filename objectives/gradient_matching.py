@@ -92,6 +92,7 @@ class GradientMatching(Objective):
     contrast_matches: int | None = None
 
     name: ClassVar[str] = "gradient-matching"
+    counted_in_steps: ClassVar[tuple[str, ...]] = ("contrast_after",)
 
     def __post_init__(self) -> None:
         check_count("inner_batch", self.inner_batch)
@@ -179,12 +180,9 @@ class GradientMatching(Objective):
         real = self._real.share(rng, None if self.groups_per_step is None else groups)
         synthetic = self._chosen(self._synthetic.take(rng), rng)
         seeds = {group: fork(rng) % 2**31 for group in groups}
-        contrast = self._contrasts()
-        if contrast:  # all groups are one batch, with one augmentation
-            seeds = dict.fromkeys(groups, seeds[groups[0]])
         if self._match is not None:
             real, synthetic = self._match(real, seeds), self._match(synthetic, seeds)
-        if contrast:
+        if self._contrasts():
             return self._contrast(real, synthetic, groups)
         parts = [mine for part in self._parts if (mine := [group for group in groups if group in part])]
         if len(parts) == 1:

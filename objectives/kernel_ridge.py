@@ -90,6 +90,7 @@ class KernelRidge(Objective):
     platt: bool = False
 
     name: ClassVar[str] = "kernel-ridge"
+    counted_in_steps: ClassVar[tuple[str, ...]] = ("anneal",)
 
     def __post_init__(self) -> None:
         check_precision("real_precision", self.real_precision)

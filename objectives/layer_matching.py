@@ -20,7 +20,7 @@ from datastill.errors import check_count, require
 from datastill.modalities.base import Modality, Summary
 from datastill.objectives.base import Objective, RealBatches, network_bytes
 from datastill.objectives.distribution_matching import group_means
-from datastill.objectives.inner import shuffled_picks
+from datastill.objectives.inner import RealNorms, shuffled_picks
 from datastill.rng import fork, isolated
 
 
@@ -32,27 +32,32 @@ class LayerMatching(Objective):
     means of all groups. After a step the network trains on the summary until its accuracy on real points has moved by more than
     `train_tolerance`; it is replaced when its accuracies after `window` steps differ by less than `match_tolerance`.
 
+    The program's layers of a ConvNet are its blocks, the last one with the weight of the others' ten times over: before pooling,
+    after it, and after it once more as the features. Here that is one layer, after pooling, of weight 2.
+
     Attributes:
         learner: name of the learner whose `layers` are matched; None takes the modality's default.
         real_size: real points a group at each step; None takes all of them.
         query_size: real points a group on which accuracies are taken; None takes all of them.
-        deep_layers: how many of the last layers have weight 1.
+        deep_layers: how many of the last layers have the weight `deep_weight`.
+        deep_weight: of these.
         shallow_weight: of the layers before those.
         discrimination: weight of the cross-entropy; 0 leaves it out.
         inner_lr: learning rate of the network's training (SGD).
         inner_batch: synthetic points a step of that training.
-        window: accuracies that are compared.
+        window: accuracies that are compared, of matches and of epochs; of each so many have to be there.
         match_tolerance: lambda_1, in [0, 1].
         train_tolerance: lambda_2, in [0, 1].
         max_matches: steps after which a network is replaced in any case.
         max_epochs: passes over the summary between two steps, at most.
-        augment: whether real and synthetic points get the same random augmentation.
+        augment: whether real and synthetic points of a group get the same random augmentation, each group one of its own.
     """
 
     learner: str | None = None
     real_size: int | None = 256
     query_size: int | None = 128
-    deep_layers: int = 2
+    deep_layers: int = 1
+    deep_weight: float = 2.0
     shallow_weight: float = 0.1
     discrimination: float = 0.01
     inner_lr: float = 0.01
@@ -73,7 +78,7 @@ class LayerMatching(Objective):
         for field in ("real_size", "query_size"):
             if getattr(self, field) is not None:
                 check_count(field, getattr(self, field))
-        for field in ("shallow_weight", "discrimination"):
+        for field in ("deep_weight", "shallow_weight", "discrimination"):
             require(getattr(self, field) >= 0, f"{field} must be at least 0, got {getattr(self, field)!r}.")
         for field in ("match_tolerance", "train_tolerance"):
             require(0 <= getattr(self, field) <= 1, f"{field} must be in [0, 1], got {getattr(self, field)!r}.")
@@ -83,6 +88,8 @@ class LayerMatching(Objective):
         super().start(modality, summary, seed=seed, workdir=workdir)
         self._real = RealBatches(modality.real, self.real_size)
         self._query = RealBatches(modality.real, self.query_size)
+        self._norms = RealNorms(modality)
+        self._match = modality.group_augmenter(True)
         self._net: Learner | None = None
         self._accuracies: list[float] = []
 
@@ -94,10 +101,11 @@ class LayerMatching(Objective):
         if self._net is None:
             self._net = self.modality.learner(self.learner, rng=rng)
         net = self._net.requires_grad_(False)
+        self._norms.settle(net, rng)
         real, synthetic = self._real(rng), self.summary(rng)
         if self.augment:
-            seed = fork(rng) % 2**31
-            real, synthetic = self.modality.augment(real, seed), self.modality.augment(synthetic, seed)
+            seeds = {group: fork(rng) % 2**31 for group in range(self.modality.num_groups)}
+            real, synthetic = self._match(real, seeds), self._match(synthetic, seeds)
         with torch.no_grad():
             theirs = [layer.flatten(1) for layer in net.layers(real.inputs)]
         ours = [layer.flatten(1) for layer in net.layers(synthetic.inputs)]
@@ -107,7 +115,7 @@ class LayerMatching(Objective):
         for depth, (a, b) in enumerate(zip(ours, theirs)):
             means = group_means(a, synthetic.groups, count)
             gaps = (means - group_means(b, real.groups, count)).square().sum(1)
-            weight = 1.0 if depth >= len(ours) - self.deep_layers else self.shallow_weight
+            weight = self.deep_weight if depth >= len(ours) - self.deep_layers else self.shallow_weight
             total = total + weight * gaps[present].sum()
         if self.discrimination:
             logits = (theirs[-1] @ means.T).masked_fill(~present, -torch.inf)
@@ -145,7 +153,7 @@ class LayerMatching(Objective):
                 self._epoch(net, synthetic, optimizer, rng)
                 seen.append(self._accuracy(rng))
                 recent = seen[-self.window :]
-                if max(recent) - min(recent) > self.train_tolerance:
+                if len(recent) == self.window and max(recent) - min(recent) > self.train_tolerance:
                     break
 
     def _epoch(self, net: Learner, synthetic: Batch, optimizer: torch.optim.Optimizer, rng: torch.Generator) -> None:

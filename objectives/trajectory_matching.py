@@ -87,6 +87,7 @@ class TrajectoryMatching(Objective):
     label_threshold: float | None = None
 
     name: ClassVar[str] = "trajectory-matching"
+    counted_in_steps: ClassVar[tuple[str, ...]] = ("expand_steps",)
     learns_rate: ClassVar[bool] = True
 
     def __post_init__(self) -> None:

@@ -63,6 +63,19 @@ def test_overrides_change_only_what_they_name() -> None:
     assert recipe.on("text").lr == 0.5
 
 
+def test_settings_in_steps_keep_their_share_of_a_longer_or_shorter_run() -> None:
+    for name, setting, share in (("dcc", "contrast_after", 0.25), ("datm", "expand_steps", 0.6)):
+        recipe = recipes[name].on("image")
+        assert recipe.settings[setting] == share * recipe.steps
+        for steps in (20, 4000):
+            lasting = recipe.lasting(steps)
+            assert (lasting.steps, lasting.settings[setting]) == (steps, share * steps)
+            assert {**lasting.settings, setting: 0} == {**recipe.settings, setting: 0}
+    assert recipes["dcc"].on("image").lasting(1).settings["contrast_after"] == 1
+    graph = recipes["graph-default"].on("graph")
+    assert graph.lasting(30).settings == {**graph.settings, "anneal": 30}
+
+
 def test_refusals_suggest() -> None:
     with pytest.raises(InputError, match="Did you mean 'gcond'"):
         recipes["gcnd"]

@@ -123,6 +123,21 @@ def test_real_points_are_scored_by_the_protocol_of_their_recipe() -> None:
     assert result.best_score == by_hand(modality, result.summary, 4, "mlp", RULES)
 
 
+def test_so_they_are_by_its_seeds_and_form() -> None:
+    modality = Paper()
+    recipe = Recipe("r", "", "", ("toy",), None, summary={"init": "random"}, validation_seeds=3, select_on="export")
+    seen: list[Validation] = []
+
+    def noted(self: Validation, *given: Any, **named: Any) -> float:
+        seen.append(self)
+        return 0.5
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Validation, "score", noted)
+        run_recipe(modality, [2, 2, 2], recipe, seed=4, progress=False)
+    assert [(one.seeds, one.select_on) for one in seen] == [(3, "export")]
+
+
 def test_a_run_by_another_protocol_does_not_go_on(tmp_path: Any) -> None:
     scores(DistributionMatching(), checkpoint_dir=tmp_path)
     with pytest.raises(InputError, match="validation was"):

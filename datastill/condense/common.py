@@ -84,12 +84,14 @@ def run_recipe(
             not given, f"Recipe {recipe.name!r} takes real points as they are, so {', '.join(given)} cannot be chosen."
         )
     elif steps is not None:
-        recipe = dataclasses.replace(recipe, steps=check_count("steps", steps))
+        recipe = recipe.lasting(check_count("steps", steps))
     folder = None if out is None else _run_folder(out, modality, counts, recipe, seed)
     log: list[Callback] = [] if folder is None or not processes.is_main() else [MetricsLog(folder / "metrics.jsonl")]
     heard = [*log, *callbacks]
     modality.to(device if recipe.objective is None else processes.local_device(device))
-    validation = Validation(modality, recipe.validator, recipe.validation_protocol)
+    validation = Validation(
+        modality, recipe.validator, recipe.validation_protocol, recipe.validation_seeds, recipe.select_on
+    )
     validation.check()
     objective = None if recipe.objective is None else recipe.make_objective()
     trained = trained_before(modality, recipe, validation, **start)
@@ -204,6 +206,9 @@ def first_summary(
         chosen = choose(modality, counts, method=init, space=space, rng=drawn, teachers=teachers, **(parts or {}))
         return modality.summary(counts, rng=rng, init=chosen, **options)
     require(not parts, f"init={init!r} does not put points together, so parts has to be left out.")
+    require(
+        space == VECTORS, f"init={init!r} chooses in no space of features, so space has to be left out, got {space!r}."
+    )
     return modality.summary(counts, rng=rng, init=init, **options)
 
 

@@ -78,6 +78,7 @@ RECIPES = [
     ),
     Recipe(
         name="soft-random",
+        # The paper stops the training of that network early; here it is whole.
         title="random real points with the labels of a trained network",
         paper="Qin, Deng & Alvarez-Melis, NeurIPS 2024, arXiv 2406.10774",
         modalities=EVERY[:3],

@@ -84,6 +84,18 @@ class Latent(ToyModality):
         return LatentSummary(points, decoder, (2,), rng=generator(0), inversion_steps=20)
 
 
+def test_a_codec_rounds_what_learners_see() -> None:
+    modality = digits()
+    points = modality.summary([1] * 10, rng=generator(0), codec="int2")
+    summary = LatentSummary(points, principal_decoder(modality, 16), (16,), rng=generator(0), inversion_steps=50)
+    seen = summary().inputs
+    assert all(len(image.unique()) <= 4 for image in seen.detach())
+    torch.testing.assert_close(modality.read(summary.export()).inputs, seen.detach(), atol=1e-2, rtol=0)
+    seen.square().sum().backward()
+    assert summary.codes.grad is not None
+    assert float(summary.codes.grad.abs().sum()) > 0
+
+
 def test_other_objectives_and_resuming() -> None:
     modality = Latent()
     check_resume(

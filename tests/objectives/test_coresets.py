@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from datastill import coreset, evaluate, recipes
-from datastill.backbones.base import Learner
 from datastill.checks.toy import ToyModality
 from datastill.condense.common import first_summary, run_recipe
 from datastill.errors import InputError
@@ -19,7 +18,7 @@ from datastill.modalities.image import ImageModality
 from datastill.objectives import coresets
 from datastill.objectives.coresets import METHODS, choose, count_forgetting, features, herd, spread
 from datastill.objectives.teachers import Teachers
-from datastill.rng import derive_seed, generator
+from datastill.rng import derive_seed, fork, generator
 
 
 def cloud(points: int, seed: int) -> Tensor:
@@ -106,13 +105,22 @@ def test_each_group_is_chosen_by_itself() -> None:
 def test_a_learner_gives_the_space() -> None:
     modality = ToyModality(points=15)
     found = features(modality, "mlp", generator(3))
-    trained = modality.fit(modality.full(), "mlp", rng=generator(3))
-    assert isinstance(trained, Learner)
+    (trained,) = Teachers(modality, "mlp", seed=fork(generator(3))).networks
     with torch.no_grad():
         torch.testing.assert_close(found, trained.embed(modality.full().inputs))
     ours = choose(modality, [3, 3, 3], method="herding", space="mlp", rng=generator(3))
     expected = [15 * group + herd(found[15 * group :][:15].double(), 3) for group in range(3)]
     assert torch.equal(ours, torch.cat(expected))
+
+
+def test_centres_of_the_data_have_no_space_of_a_network() -> None:
+    modality = ToyModality(points=15)
+    with pytest.raises(
+        InputError, match="'kmeans' averages the data's own vectors, so space has to be left out, got 'mlp'"
+    ):
+        coreset(modality, [1, 1, 1], method="kmeans", space="mlp")
+    with pytest.raises(InputError, match="init='noise' chooses in no space of features, so space has to be left out"):
+        first_summary(modality, [1, 1, 1], seed=0, init="noise", space="mlp")
 
 
 def test_sparse_vectors_that_are_too_large_are_projected(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -64,7 +64,7 @@ def test_gaussian_matching_is_its_sum_over_groups() -> None:
 
 
 def test_class_loss_is_weighed_by_the_accuracy_on_real_points() -> None:
-    summary = MODALITY.summary([2, 2, 2], rng=generator(0))
+    summary = MODALITY.summary([1, 3, 2], rng=generator(0))
     found = {}
     for weight in (0.0, 0.5):
         objective = DistributionMatching(real_size=None, class_loss=weight)
@@ -73,7 +73,10 @@ def test_class_loss_is_weighed_by_the_accuracy_on_real_points() -> None:
     net, real = objective._net, MODALITY.real()
     assert net is not None
     accuracy = float((net(real.inputs).argmax(1) == real.targets).double().mean())
-    loss = float(F.cross_entropy(net(summary.points), summary().targets).detach())
+    loss = sum(  # each class counts the same, whatever it has of points
+        float(F.cross_entropy(net(points), torch.full((len(points),), group)).detach())
+        for group, points in enumerate(summary.points.split([1, 3, 2]))
+    )
     assert 0 < accuracy < 1
     assert found[0.5] - found[0.0] == pytest.approx(0.5 * accuracy * loss, rel=1e-4)
 

@@ -107,6 +107,26 @@ def test_when_the_contrast_begins(settings: dict[str, int], contrasts: list[bool
     assert seen == contrasts
 
 
+def test_a_contrast_has_an_augmentation_for_each_class_too() -> None:
+    images = ImageModality(torch.rand(24, 1, 8, 8, generator=generator("images")), torch.arange(24) % 2)
+    objective = GradientMatching(
+        learner="mlp", outer_loops=1, inner_epochs=1, real_size=4, augment=True, contrast_after=0
+    )
+    objective.start(images, images.summary([2, 2], rng=generator(0)))
+    drawn: list[dict[int, int]] = []
+    match = objective._match
+    assert match is not None
+
+    def noted(batch: Batch, seeds: dict[int, int]) -> Batch:
+        drawn.append(dict(seeds))
+        return match(batch, seeds)
+
+    objective._match = noted  # type: ignore[assignment]
+    assert torch.isfinite(objective.loss(generator(1)))
+    assert drawn[0] == drawn[1]
+    assert drawn[0][0] != drawn[0][1]
+
+
 # --- IDC ----------------------------------------------------------------------------------------------------------------
 
 
