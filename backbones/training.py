@@ -14,7 +14,15 @@ from torch import Tensor
 from datastill.backbones.base import Learner, Predictor
 from datastill.backbones.batch import Batch
 from datastill.backbones.steps import aligned
-from datastill.errors import check_count, check_number, require, unknown_name
+from datastill.errors import (
+    check_count,
+    check_momentum,
+    check_nonnegative,
+    check_number,
+    check_positive,
+    require,
+    unknown_name,
+)
 from datastill.rng import generator, isolated
 
 Optimizer = Literal["adam", "adamw", "sgd"]
@@ -78,9 +86,9 @@ class Protocol:
             if getattr(self, field) not in get_args(names):
                 raise unknown_name(field, getattr(self, field), get_args(names))
         for field in ("lr", "drop_factor", "target_scale"):
-            check_number(field, getattr(self, field), lambda value: value > 0, "a positive number")
-        check_number("momentum", self.momentum, lambda value: 0 <= value < 1, "a number in [0, 1)")
-        check_number("weight_decay", self.weight_decay, lambda value: value >= 0, "a number of at least 0")
+            check_positive(field, getattr(self, field))
+        check_momentum("momentum", self.momentum)
+        check_nonnegative("weight_decay", self.weight_decay)
         check_number("floor", self.floor, lambda value: 0 <= value <= 1, "a number in [0, 1]")
         require(
             isinstance(self.drops, tuple) and (self.schedule != "drop" or len(self.drops) > 0),

@@ -85,6 +85,21 @@ def check_number(name: str, value: Any, allowed: Callable[[float], bool], said: 
     return float(value)
 
 
+def check_positive(name: str, value: Any) -> float:
+    """`value` as a finite float above 0, or an `InputError` that names the parameter."""
+    return check_number(name, value, lambda number: number > 0, "a positive number")
+
+
+def check_nonnegative(name: str, value: Any) -> float:
+    """`value` as a finite float of at least 0, or an `InputError` that names the parameter."""
+    return check_number(name, value, lambda number: number >= 0, "a number of at least 0")
+
+
+def check_momentum(name: str, value: Any) -> float:
+    """`value` as a float in [0, 1), or an `InputError` that names the parameter."""
+    return check_number(name, value, lambda number: 0 <= number < 1, "a number in [0, 1)")
+
+
 def check_ratio(name: str, value: Any) -> float:
     """`value` as a float in (0, 1], or an `InputError` that names the parameter."""
     return check_number(name, value, lambda ratio: 0 < ratio <= 1, "a number in (0, 1]")

@@ -151,6 +151,17 @@ def distill(
         InputError: for an argument that is not allowed, or an initial summary of more than `nbytes`, before work starts.
         DivergenceError: if the loss, a gradient or a parameter is not finite; the summary keeps its last good values.
     """
+    for name, value, kind in (
+        ("modality", modality, Modality),
+        ("summary", summary, Summary),
+        ("objective", objective, Objective),
+    ):
+        require(isinstance(value, kind), f"{name} must be a {kind.__name__}, ready to use, got {value!r}.")
+    require(all(map(callable, callbacks)), f"callbacks must be functions of an Event, got {callbacks!r}.")
+    require(
+        checkpoint_dir is None or isinstance(checkpoint_dir, str | Path),
+        f"checkpoint_dir must be the path of a folder, or None, got {checkpoint_dir!r}.",
+    )
     check_count("steps", steps)
     check_count("seed", seed, least=0)
     check_device(device)

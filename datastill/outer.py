@@ -12,7 +12,15 @@ from torch import nn
 
 from datastill.backbones.adaptive import LAMB, AdaBelief
 from datastill.backbones.steps import aligned
-from datastill.errors import InputError, check_count, require, unknown_name
+from datastill.errors import (
+    InputError,
+    check_count,
+    check_momentum,
+    check_nonnegative,
+    check_positive,
+    require,
+    unknown_name,
+)
 
 OptimizerFactory: TypeAlias = Callable[[list[dict[str, Any]]], torch.optim.Optimizer]
 Rates: TypeAlias = float | Mapping[str, float]
@@ -61,7 +69,10 @@ class OuterOptimizer:
         self.rates = _resolve_rates(lr, list(self.groups))
         if schedule not in get_args(Schedule):
             raise unknown_name("schedule", schedule, get_args(Schedule))
-        require(clip is None or clip > 0, f"clip must be positive or None, got {clip!r}.")
+        if clip is not None:
+            check_positive("clip", clip)
+        for beta in momentum if isinstance(momentum, tuple) else () if momentum is None else (momentum,):
+            check_momentum("momentum", beta)
         for name, turns in (alternate or {}).items():
             if name not in self.groups:
                 raise unknown_name("parameter group in alternate", name, self.groups)
@@ -135,12 +146,10 @@ def _resolve_rates(lr: Rates, names: list[str]) -> dict[str, float]:
                 raise unknown_name("parameter group in lr", name, names)
         missing = [name for name in names if name not in lr]
         require(not missing, f"lr needs a rate for each parameter group; {', '.join(missing)} has none.")
-        rates = {name: float(lr[name]) for name in names}
+        rates = {name: lr[name] for name in names}
     else:
-        rates = dict.fromkeys(names, float(lr))
-    for name, rate in rates.items():
-        require(rate >= 0 and math.isfinite(rate), f"lr of {name} must be at least 0 and finite, got {rate!r}.")
-    return rates
+        rates = dict.fromkeys(names, lr)
+    return {name: check_nonnegative(f"lr of {name}", rate) for name, rate in rates.items()}
 
 
 def _rate(schedule: str, done: float) -> float:

@@ -94,6 +94,10 @@ class GraphTarget(ClassificationModality):
             not self.graph.structural or setting == "transductive",
             "setting='inductive' needs data.x: structural features are made of the whole graph, which training must not see.",
         )
+        require(
+            cache is None or isinstance(cache, str | Path),
+            f"cache must be the path of a folder, or None, got {cache!r}.",
+        )
         self.cache = None if cache is None else Path(cache)
         self._parts = dict.fromkeys(self.graph.parts, self.graph)
         if setting == "inductive":

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from datastill.errors import check_count, check_number, require
+from datastill.errors import check_count, check_nonnegative, require
 from datastill.modalities.image_storage import Storage, zeros
 
 
@@ -36,7 +36,7 @@ class Hallucinators(Storage):
         super().__init__(shape)
         count, channels, height, width = shape
         check_count("styles", styles)
-        check_number("diversity", diversity, lambda weight: weight >= 0, "a number of at least 0")
+        check_nonnegative("diversity", diversity)
         require(
             min(height, width) >= 3,
             f"storage='hallucinators' needs images of at least 3 pixels a side, got {height}x{width}.",

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from datastill.errors import check_count, check_number, check_ratio, require
+from datastill.errors import check_count, check_positive, check_ratio, require
 from datastill.modalities.image_scale import PixelScale
 
 
@@ -125,7 +125,7 @@ class Preconditioned(FreePixels):
             f"storage='preconditioned' learns a matrix of the square of an image's numbers: images may have {_MOST_VALUES:,} at "
             f"most, got {size:,}. Ask for storage='pixels'.",
         )
-        check_number("mixing", mixing, lambda rate: rate > 0, "a positive number")
+        check_positive("mixing", mixing)
         self.rate = mixing
         self.mixing = zeros(size, size)
 

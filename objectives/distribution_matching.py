@@ -22,7 +22,7 @@ from datastill.backbones.batch import Batch
 from datastill.backbones.chunks import parts_of
 from datastill.backbones.precision import Precision, check_precision, convolved_in
 from datastill.backbones.training import Protocol, train
-from datastill.errors import check_count, require, unknown_name
+from datastill.errors import check_count, check_nonnegative, check_positive, unknown_name
 from datastill.modalities.base import Modality, Summary
 from datastill.objectives.base import Objective, RealBatches, network_bytes
 from datastill.objectives.in_parts import FIRST, Parts, parts_of_summary, sum_of_parts
@@ -70,13 +70,13 @@ class DistributionMatching(Objective):
         check_precision("real_precision", self.real_precision)
         check_count("refresh", self.refresh)
         check_count("warmup", self.warmup, least=0)
-        require(self.warmup_lr > 0, f"warmup_lr must be positive, got {self.warmup_lr!r}.")
+        check_positive("warmup_lr", self.warmup_lr)
         if self.real_size is not None:
             check_count("real_size", self.real_size)
         for field, known in (("weighting", ("uniform", "share")), ("discrepancy", ("mean", "gaussian"))):
             if getattr(self, field) not in known:
                 raise unknown_name(field, getattr(self, field), known)
-        require(self.class_loss >= 0, f"class_loss must be at least 0, got {self.class_loss!r}.")
+        check_nonnegative("class_loss", self.class_loss)
 
     def start(self, modality: Modality, summary: Summary, *, seed: int = 0, workdir: Path | None = None) -> None:
         super().start(modality, summary, seed=seed, workdir=workdir)

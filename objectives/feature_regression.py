@@ -17,7 +17,7 @@ from torch import Tensor
 from datastill.backbones.batch import Batch
 from datastill.backbones.precision import Precision, check_precision, convolved_in
 from datastill.backbones.ridge import linear_gram, ridge_solve
-from datastill.errors import check_count, require
+from datastill.errors import check_count, check_nonnegative, check_positive
 from datastill.modalities.base import Modality, Summary
 from datastill.objectives.base import Objective, RealBatches, limit_of, network_bytes
 from datastill.objectives.pool import LearnerPool
@@ -82,9 +82,9 @@ class FeatureRegression(Objective):
         for field in ("inner_batch", "real_size", "real_limit", "unit_outputs"):
             if getattr(self, field) is not None:
                 check_count(field, getattr(self, field))
-        require(self.inner_lr > 0, f"inner_lr must be positive, got {self.inner_lr!r}.")
-        require(self.ridge >= 0, f"ridge must be at least 0, got {self.ridge!r}.")
-        require(self.margin >= 0, f"margin must be at least 0, got {self.margin!r}.")
+        check_positive("inner_lr", self.inner_lr)
+        check_nonnegative("ridge", self.ridge)
+        check_nonnegative("margin", self.margin)
 
     def start(self, modality: Modality, summary: Summary, *, seed: int = 0, workdir: Path | None = None) -> None:
         super().start(modality, summary, seed=seed, workdir=workdir)

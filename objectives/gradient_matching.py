@@ -24,7 +24,7 @@ from datastill.backbones.base import Learner
 from datastill.backbones.batch import Batch
 from datastill.backbones.precision import Precision, check_precision, convolved_in
 from datastill.backbones.training import Protocol, make_optimizer
-from datastill.errors import check_count, require, unknown_name
+from datastill.errors import check_count, check_momentum, check_nonnegative, check_positive, require, unknown_name
 from datastill.modalities.base import Modality, Summary
 from datastill.objectives.base import Objective, RealBatches, enough, network_bytes, weight_bytes
 from datastill.objectives.gradient_distances import DISTANCES, Distance, gradient_distances
@@ -113,12 +113,10 @@ class GradientMatching(Objective):
             self.groups_per_step is None or not contrasts,
             "groups_per_step must be None where all groups are matched together by contrast_after or contrast_matches.",
         )
-        require(0 <= self.inner_momentum < 1, f"inner_momentum must be in [0, 1), got {self.inner_momentum!r}.")
-        require(
-            self.inner_weight_decay >= 0, f"inner_weight_decay must be at least 0, got {self.inner_weight_decay!r}."
-        )
+        check_momentum("inner_momentum", self.inner_momentum)
+        check_nonnegative("inner_weight_decay", self.inner_weight_decay)
         check_precision("real_precision", self.real_precision)
-        require(self.inner_lr > 0, f"inner_lr must be positive, got {self.inner_lr!r}.")
+        check_positive("inner_lr", self.inner_lr)
         plain = self.inner_augment is False and self.inner_real == type(self).inner_real
         require(
             self.trained_on == "real" or plain,

@@ -20,7 +20,7 @@ from datastill.backbones.batch import Batch
 from datastill.backbones.chunks import activations
 from datastill.backbones.precision import Precision, check_precision
 from datastill.backbones.ridge import ridge_solve
-from datastill.errors import InputError, check_count, require, unknown_name
+from datastill.errors import InputError, check_count, check_number, check_positive, require, unknown_name
 from datastill.modalities.base import Modality, Summary
 from datastill.objectives.base import (
     Objective,
@@ -96,13 +96,12 @@ class KernelRidge(Objective):
         check_precision("real_precision", self.real_precision)
         check_count("learners", self.learners)
         check_count("anneal", self.anneal)
-        if isinstance(self.ridge, int | float):
-            require(self.ridge >= 0, f"ridge must be at least 0, got {self.ridge!r}.")
+        if isinstance(self.ridge, tuple | list) and len(self.ridge) == 2:
+            for end, value in zip(("first", "last"), self.ridge):
+                check_positive(f"The {end} ridge", value)
         else:
-            require(
-                len(self.ridge) == 2 and min(self.ridge) > 0,
-                f"ridge must be a number of at least 0, or two above 0, the first and the last, got {self.ridge!r}.",
-            )
+            said = "a number of at least 0, or two above 0, the first and the last"
+            check_number("ridge", self.ridge, lambda ridge: ridge >= 0, said)
         for name, least in (
             ("depth", 0),
             ("real_size", 1),

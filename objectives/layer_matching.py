@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from datastill.backbones.base import Learner
 from datastill.backbones.batch import Batch
-from datastill.errors import check_count, require
+from datastill.errors import check_count, check_nonnegative, check_number, check_positive
 from datastill.modalities.base import Modality, Summary
 from datastill.objectives.base import Objective, RealBatches, network_bytes
 from datastill.objectives.distribution_matching import group_means
@@ -79,10 +79,10 @@ class LayerMatching(Objective):
             if getattr(self, field) is not None:
                 check_count(field, getattr(self, field))
         for field in ("deep_weight", "shallow_weight", "discrimination"):
-            require(getattr(self, field) >= 0, f"{field} must be at least 0, got {getattr(self, field)!r}.")
+            check_nonnegative(field, getattr(self, field))
         for field in ("match_tolerance", "train_tolerance"):
-            require(0 <= getattr(self, field) <= 1, f"{field} must be in [0, 1], got {getattr(self, field)!r}.")
-        require(self.inner_lr > 0, f"inner_lr must be positive, got {self.inner_lr!r}.")
+            check_number(field, getattr(self, field), lambda share: 0 <= share <= 1, "a number in [0, 1]")
+        check_positive("inner_lr", self.inner_lr)
 
     def start(self, modality: Modality, summary: Summary, *, seed: int = 0, workdir: Path | None = None) -> None:
         super().start(modality, summary, seed=seed, workdir=workdir)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from datastill.backbones.base import Learner, call_with, parameters_of
 from datastill.backbones.precision import Precision, check_precision, convolved_in
-from datastill.errors import check_count, require
+from datastill.errors import check_count, check_momentum, check_nonnegative, check_positive, require
 from datastill.modalities.base import Modality, Summary
 from datastill.objectives.base import Objective, RealBatches, limit_of, network_bytes, weight_bytes
 from datastill.objectives.inner import PositiveRates, shuffled_picks, step_augmentation
@@ -93,9 +93,9 @@ class UnrolledTraining(Objective):
             self.pool is None or not self.lr_per_step,
             "pool keeps learners beyond inner_steps, for which lr_per_step has no step sizes: leave one of the two out.",
         )
-        require(self.inner_lr > 0, f"inner_lr must be positive, got {self.inner_lr!r}.")
-        require(0 <= self.momentum < 1, f"momentum must be in [0, 1), got {self.momentum!r}.")
-        require(self.weight_decay >= 0, f"weight_decay must be at least 0, got {self.weight_decay!r}.")
+        check_positive("inner_lr", self.inner_lr)
+        check_momentum("momentum", self.momentum)
+        check_nonnegative("weight_decay", self.weight_decay)
 
     def start(self, modality: Modality, summary: Summary, *, seed: int = 0, workdir: Path | None = None) -> None:
         check_unrolls(modality, self.learner)

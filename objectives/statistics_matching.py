@@ -20,7 +20,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from datastill.backbones.base import Learner
 from datastill.backbones.batch import Batch, map_tensors
 from datastill.backbones.chunks import parts_of
-from datastill.errors import check_count, require
+from datastill.errors import check_count, check_nonnegative, check_positive
 from datastill.modalities.base import Modality, Summary
 from datastill.objectives.base import Objective, sample
 from datastill.objectives.teachers import Teachers
@@ -68,8 +68,8 @@ class StatisticsMatching(Objective):
             if getattr(self, field) is not None:
                 check_count(field, getattr(self, field))
         for field in ("weight", "first_weight"):
-            require(getattr(self, field) >= 0, f"{field} must be at least 0, got {getattr(self, field)!r}.")
-        require(self.temperature > 0, f"temperature must be positive, got {self.temperature!r}.")
+            check_nonnegative(field, getattr(self, field))
+        check_positive("temperature", self.temperature)
 
     def start(self, modality: Modality, summary: Summary, *, seed: int = 0, workdir: Path | None = None) -> None:
         super().start(modality, summary, seed=seed, workdir=workdir)

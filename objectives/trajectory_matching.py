@@ -17,7 +17,7 @@ from torch.autograd.function import once_differentiable
 
 from datastill.backbones.base import call_with
 from datastill.backbones.batch import Batch
-from datastill.errors import check_count, require, unknown_name
+from datastill.errors import check_count, check_momentum, check_nonnegative, check_positive, require, unknown_name
 from datastill.modalities.base import Modality, Summary
 from datastill.objectives.base import Objective, network_bytes, weight_bytes
 from datastill.objectives.experts import ExpertBuffer, ExpertPlan, split_parameters
@@ -97,11 +97,9 @@ class TrajectoryMatching(Objective):
             if getattr(self, field) is not None:
                 check_count(field, getattr(self, field))
         for field in ("expert_lr", "inner_lr"):
-            require(getattr(self, field) > 0, f"{field} must be positive, got {getattr(self, field)!r}.")
-        require(0 <= self.expert_momentum < 1, f"expert_momentum must be in [0, 1), got {self.expert_momentum!r}.")
-        require(
-            self.expert_weight_decay >= 0, f"expert_weight_decay must be at least 0, got {self.expert_weight_decay!r}."
-        )
+            check_positive(field, getattr(self, field))
+        check_momentum("expert_momentum", self.expert_momentum)
+        check_nonnegative("expert_weight_decay", self.expert_weight_decay)
         check_count("min_start", self.min_start, least=0)
         require(
             self.min_start < self.max_start,
@@ -117,8 +115,8 @@ class TrajectoryMatching(Objective):
                 raise unknown_name(field, getattr(self, field), known)
         if self.expert_seed is not None:
             check_count("expert_seed", self.expert_seed, least=0)
-        limit = self.label_threshold
-        require(limit is None or limit > 0, f"label_threshold must be positive or None, got {limit!r}.")
+        if self.label_threshold is not None:
+            check_positive("label_threshold", self.label_threshold)
 
     def start(self, modality: Modality, summary: Summary, *, seed: int = 0, workdir: Path | None = None) -> None:
         check_unrolls(modality, self.learner)

@@ -341,17 +341,34 @@ def test_bad_arguments_are_refused_before_work() -> None:
         ({"steps": 0}, "steps must be an integer of at least 1, got 0"),
         ({"optimizer": "adan"}, "Did you mean 'adam'"),
         ({"lr": {"pixels": 0.1}}, "Unknown parameter group in lr 'pixels'"),
-        ({"lr": float("nan")}, "lr of points must be at least 0 and finite"),
+        ({"lr": float("nan")}, "lr of points must be a number of at least 0, got nan"),
         ({"schedule": "cos"}, "Did you mean 'cosine'"),
         ({"alternate": {"adjacency": 3}}, "Unknown parameter group in alternate"),
         ({"validator": "mlpp"}, "Did you mean 'mlp'"),
         ({"select_on": "test"}, "select_on must be 'summary' or 'export'"),
         ({"validate_every": -1}, "validate_every must be None, 0 or a positive integer"),
-        ({"clip": 0.0}, "clip must be positive"),
+        ({"clip": 0.0}, "clip must be a positive number"),
+        ({"lr": "fast"}, "lr of points must be a number of at least 0, got 'fast'"),
+        ({"momentum": 2}, r"momentum must be a number in \[0, 1\), got 2"),
+        ({"callbacks": [5]}, r"callbacks must be functions of an Event, got \[5\]"),
+        ({"checkpoint_dir": 5}, "checkpoint_dir must be the path of a folder, or None, got 5"),
     ]
     for options, message in cases:
         with pytest.raises(InputError, match=message):
             run(DistributionMatching(), **options)
+
+
+@pytest.mark.parametrize("name", ["modality", "summary", "objective"])
+def test_what_is_not_one_is_refused(name: str) -> None:
+    modality = ToyModality()
+    given: dict[str, Any] = {
+        "modality": modality,
+        "summary": summary_of(modality),
+        "objective": DistributionMatching(),
+        name: KernelRidge,
+    }
+    with pytest.raises(InputError, match=f"{name} must be a {name.title()}, ready to use, got <class"):
+        distill(*given.values(), steps=1, progress=False)
 
 
 def test_checkpoint_of_other_settings_is_refused(tmp_path: Path) -> None:

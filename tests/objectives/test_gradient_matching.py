@@ -275,7 +275,7 @@ def test_a_run_that_stops_within_a_round_goes_on_in_it() -> None:
         ({"groups_per_step": 1, "contrast_matches": 1}, "groups_per_step must be None"),
         ({"trained_on": "reals"}, "Did you mean 'real'"),
         ({"distance": "hidden-square"}, "Did you mean 'hidden-squared'"),
-        ({"inner_momentum": 1.0}, r"inner_momentum must be in \[0, 1\)"),
+        ({"inner_momentum": 1.0}, r"inner_momentum must be a number in \[0, 1\)"),
         ({"inner_augment": "idc"}, "inner_augment and inner_real are of training on real points"),
         ({"inner_real": 7}, "set trained_on='real'"),
         ({"synthetic_limit": 0}, "synthetic_limit must be an integer of at least 1"),

@@ -137,8 +137,8 @@ def test_each_group_has_an_augmentation_of_its_own_and_the_statistics_of_real_po
     ("settings", "message"),
     [
         ({"window": 1}, "window must be an integer of at least 2"),
-        ({"match_tolerance": 1.5}, r"match_tolerance must be in \[0, 1\]"),
-        ({"discrimination": -1.0}, "discrimination must be at least 0"),
+        ({"match_tolerance": 1.5}, r"match_tolerance must be a number in \[0, 1\]"),
+        ({"discrimination": -1.0}, "discrimination must be a number of at least 0"),
     ],
 )
 def test_refusals(settings: dict[str, float], message: str) -> None:

@@ -160,9 +160,9 @@ def test_losses_of_points_average_to_the_loss() -> None:
 
 
 def test_refusals() -> None:
-    with pytest.raises(InputError, match="temperature must be positive"):
+    with pytest.raises(InputError, match="temperature must be a positive number"):
         StatisticsMatching(temperature=0)
-    with pytest.raises(InputError, match="weight must be at least 0"):
+    with pytest.raises(InputError, match="weight must be a number of at least 0"):
         StatisticsMatching(weight=-1)
     with pytest.raises(InputError, match="Unknown toy learner 'ntk'"):
         Teachers(ToyModality(), "ntk", seed=0)

@@ -219,8 +219,8 @@ def test_tesla_gives_the_same_loss_and_another_gradient() -> None:
         ({"first_max_start": 1, "min_start": 1}, "above min_start, 1"),
         ({"gradient": "telsa"}, "Did you mean 'tesla'"),
         ({"expert_optimizer": "adamm"}, "Did you mean 'adam'"),
-        ({"label_threshold": 0.0}, "label_threshold must be positive"),
-        ({"expert_weight_decay": -1.0}, "expert_weight_decay must be at least 0"),
+        ({"label_threshold": 0.0}, "label_threshold must be a positive number"),
+        ({"expert_weight_decay": -1.0}, "expert_weight_decay must be a number of at least 0"),
     ],
 )
 def test_refusals(settings: dict[str, Any], message: str) -> None:

@@ -294,10 +294,14 @@ def test_positive_rates() -> None:
             lambda: GradientMatching(distance="row"),  # type: ignore[arg-type]
             "Did you mean 'rows'",
         ),
-        (lambda: GradientMatching(inner_lr=0.0), "inner_lr must be positive"),
-        (lambda: KernelRidge(ridge=-1.0), "ridge must be at least 0, got -1.0"),
-        (lambda: KernelRidge(ridge=(1.0, 0.0)), "two above 0, the first and the last, got"),
-        (lambda: UnrolledTraining(momentum=1.0), r"momentum must be in \[0, 1\), got 1.0"),
+        (lambda: GradientMatching(inner_lr=0.0), "inner_lr must be a positive number, got 0.0"),
+        (lambda: UnrolledTraining(inner_lr=math.inf), "inner_lr must be a positive number, got inf"),
+        (lambda: TrajectoryMatching(expert_momentum="0.9"), r"expert_momentum must be a number in \[0, 1\), got '0.9'"),  # type: ignore[arg-type]
+        (lambda: DistributionMatching(class_loss=None), "class_loss must be a number of at least 0, got None"),  # type: ignore[arg-type]
+        (lambda: KernelRidge(ridge=-1.0), "ridge must be a number of at least 0, or two above 0, .* got -1.0"),
+        (lambda: KernelRidge(ridge=None), "ridge must be a number of at least 0, or two above 0, .* got None"),  # type: ignore[arg-type]
+        (lambda: KernelRidge(ridge=(1.0, 0.0)), "The last ridge must be a positive number, got 0.0"),
+        (lambda: UnrolledTraining(momentum=1.0), r"momentum must be a number in \[0, 1\), got 1.0"),
         (lambda: TrajectoryMatching(experts=0), "experts must be an integer of at least 1"),
     ],
 )
