@@ -13,7 +13,7 @@ import torch
 
 from datastill import registry
 from datastill.bundle import has_bundle, read_bundle, write_bundle
-from datastill.errors import ArtifactError, InputError, MissingExtraError
+from datastill.errors import ArtifactError, InputError, MissingExtraError, require
 from datastill.nested import META_MARK, encode
 
 if TYPE_CHECKING:
@@ -111,11 +111,18 @@ def save(data: Result | Artifact, path: str | os.PathLike[str], *, evaluation: E
         What was written.
 
     Raises:
-        InputError: if `path` holds anything but an artifact.
+        InputError: if `data` is neither, or `path` holds anything but an artifact.
     """
     if isinstance(data, Artifact):
         artifact = data if evaluation is None else dataclasses.replace(data, evaluation=evaluation.to_json())
     else:
+        from datastill.loop import Result
+
+        require(
+            isinstance(data, Result),
+            "data must be a Result, as `distill` or the `.job(...).run()` of a `condense_*` function give it, or an Artifact, "
+            f"got {type(data).__name__}.",
+        )
         artifact = Artifact.of(data, evaluation)
     tensors, packed = registry.find("modalities", artifact.kind).pack(artifact.dataset)
     record = {name: getattr(artifact, name) for name in _FIELDS}

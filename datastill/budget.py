@@ -12,6 +12,7 @@ from datastill.errors import InputError, check_count, check_ratio, require
 from datastill.loop import exported_bytes
 from datastill.modalities.base import Modality
 from datastill.modalities.codec import Codec
+from datastill.objectives.coresets import VECTORS, coreset
 from datastill.objectives.remembered import remembering
 from datastill.recipe import Recipe
 from datastill.rng import generator
@@ -76,7 +77,8 @@ def most_points(
 
     def begins(size: int) -> int:
         takes = beginning_bytes(modality, recipe, counts_of(size), seed=seed, **options)
-        return takes if _entropy(recipe, options) else max(takes, bound(size))  # features that are zero do not stay so
+        certain = recipe.objective is None or _entropy(recipe, options)
+        return takes if certain else max(takes, bound(size))  # features that are zero do not stay so
 
     if not _content_decides(modality, recipe, options):
         found, smallest = _largest(bound, nbytes, least, most), bound
@@ -167,9 +169,8 @@ def finest_codec(
 
 
 def _content_decides(modality: Modality, recipe: Recipe, options: dict[str, Any]) -> bool:
-    """Whether a summary takes as many bytes as its content makes of it. Real points without a codec are taken as they are."""
-    certain = modality.shapes_decide_bytes(**{**recipe.summary, **options})
-    return _entropy(recipe, options) or (recipe.objective is not None and not certain)
+    """Whether a summary takes as many bytes as its content makes of it: real texts, for one, are as long as they are."""
+    return _entropy(recipe, options) or not modality.shapes_decide_bytes(**{**recipe.summary, **options})
 
 
 def _entropy(recipe: Recipe, options: dict[str, Any]) -> bool:
@@ -180,6 +181,10 @@ def _entropy(recipe: Recipe, options: dict[str, Any]) -> bool:
 def beginning_bytes(modality: Modality, recipe: Recipe, counts: Sequence[int], *, seed: int, **options: Any) -> int:
     """Bytes of the export of what a run of `recipe` with `seed` begins from; learned labels count as if they had been learned."""
     start = _start(recipe, options)
+    if recipe.objective is None and start.get("codec") is None and "labels" not in start:
+        parts = start.get("parts") or {}
+        space = start.get("space", VECTORS)
+        return modality.size(coreset(modality, counts, method=start["init"], space=space, seed=seed, **parts)).nbytes
     summary = first_summary(modality, counts, seed=seed, **start)
     labels = summary().targets if start.get("labels", "hard") != "hard" else None
     if labels is not None:  # they begin as one class each, which an entropy code makes nothing of

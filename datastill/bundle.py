@@ -244,6 +244,16 @@ def _check_replaceable(target: Path) -> None:
         json.dumps(FORMAT).encode() in head,
         f"{target} already exists and is not a datastill bundle, so it is not replaced; choose another path.",
     )
+    try:
+        own = {MANIFEST, *json.loads(manifest.read_bytes())["files"]}
+    except (ValueError, KeyError, TypeError):  # damaged, so that nobody can say what else is in it
+        own = {found.name for found in target.iterdir() if found.is_file()}
+    foreign = sorted(found.name for found in target.iterdir() if found.name not in own)
+    require(
+        not foreign,
+        f"{target} holds more than the bundle that would be replaced, {', '.join(foreign[:3])}: move that elsewhere, or choose "
+        "another path.",
+    )
 
 
 def _write_file(path: Path, content: bytes | Path) -> dict[str, Any]:

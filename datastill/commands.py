@@ -90,6 +90,7 @@ def condense(kind: str, arguments: Sequence[str]) -> None:
         for name in _listed(options["learners"]) or ():
             rules.check_learner(name)
         if options["seeds"] > 0:
+            job.modality.check_split("test")
             rules.check_learns(job.recipe.objective is not None and job.recipe.make_objective().learns_rate)
         check_space(job.modality, options["baseline_space"])
         if job.modality.scope():

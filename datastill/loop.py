@@ -164,6 +164,8 @@ def distill(
     )
     check_count("steps", steps)
     check_count("seed", seed, least=0)
+    if checkpoint_every is not None:
+        check_count("checkpoint_every", checkpoint_every)
     check_device(device)
     require(
         validate_every is None or (isinstance(validate_every, int) and validate_every >= 0),
@@ -221,8 +223,7 @@ def distill(
         state = checkpoints.newest()
         if state is not None:
             run.load_state_dict(state)
-    checkpoint_every = checkpoint_every or max(1, steps // 10)
-    run.go(every, checkpoints, check_count("checkpoint_every", checkpoint_every), progress)
+    run.go(every, checkpoints, checkpoint_every or max(1, steps // 10), progress)
     summary.to("cpu")
     return Result(
         summary,

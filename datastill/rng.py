@@ -7,6 +7,7 @@ run that is resumed at step 17 draws what the uninterrupted run drew, with no ra
 from __future__ import annotations
 
 import hashlib
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -29,20 +30,25 @@ def fork(rng: torch.Generator) -> int:
     return int(torch.randint(2**62, (), generator=rng))
 
 
+_GLOBAL = threading.RLock()
+
+
 @contextmanager
 def isolated(seed: int) -> Iterator[None]:
     """Run a block with the global torch generators seeded by `seed`; the caller's states come back afterwards.
 
-    For code that can only draw from the global generators: module constructors and dropout.
+    For code that can only draw from the global generators: module constructors and dropout. As all threads share these, one
+    thread at a time runs such a block: several runs belong into processes.
     """
-    cpu = torch.get_rng_state()
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
-    try:
-        torch.default_generator.manual_seed(seed)
-        if cuda:
-            torch.cuda.manual_seed_all(seed)
-        yield
-    finally:
-        torch.set_rng_state(cpu)
-        if cuda:
-            torch.cuda.set_rng_state_all(cuda)
+    with _GLOBAL:
+        cpu = torch.get_rng_state()
+        cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+        try:
+            torch.default_generator.manual_seed(seed)
+            if cuda:
+                torch.cuda.manual_seed_all(seed)
+            yield
+        finally:
+            torch.set_rng_state(cpu)
+            if cuda:
+                torch.cuda.set_rng_state_all(cuda)

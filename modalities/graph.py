@@ -153,6 +153,18 @@ class GraphModality(GraphTarget):
             f"x must have {self.graph.features.shape[1]} features a node, like the target dataset, got {tuple(x.shape)}.",
         )
         groups = y.argmax(1) if y.is_floating_point() else y
+        require(
+            bool(x.isfinite().all()) and bool(y.isfinite().all()),
+            "x and y must be finite, got NaN or infinity: repair or drop these nodes.",
+        )
+        require(
+            len(groups) > 0 and int(groups.min()) >= 0 and int(groups.max()) < self.num_classes,
+            f"y must be class ids from 0 to {self.num_classes - 1}, or distributions over these, like the target dataset's.",
+        )
+        require(
+            "train_mask" not in graph or bool(graph["train_mask"].any()),
+            "train_mask must have a node to train on, got none: leave it out to train on all.",
+        )
         labels = Batch(y, y, groups).to(self.device, self.dtype)
         nodes = self._constant(x, graph["edge_index"], graph.get("edge_weight"))
         batch = Batch(nodes, labels.targets, labels.groups)

@@ -202,6 +202,10 @@ class GraphTarget(ClassificationModality):
         """A sha256 hex digest of the features, edges, labels and parts."""
         return self.graph.fingerprint()
 
+    def identity(self) -> dict[str, str]:
+        """What nodes learners read, and which of them are distilled."""
+        return {"setting": self.setting, "unlabelled": self.unlabelled}
+
     def full(self) -> Batch:
         """The training nodes, with their own labels."""
         return self._batch("train", torch.cat(self._labelled), self._parts["train"].labels)

@@ -95,6 +95,7 @@ class GraphsModality(ClassificationModality):
         self.parts = read_parts(data, split, self.graphs.labels, seed)
         classes = int(self.graphs.labels.max()) + 1
         require(metric == "accuracy" or classes == 2, f"metric='roc_auc' needs two classes, the data have {classes}.")
+        self.integers = integers
         self.metric = metric  # type: ignore[misc]  # OGB's datasets name theirs, so it is not the class's
         train = self.parts["train"]
         nodes = torch.isin(owners_of(self.graphs.sizes), train)
@@ -167,6 +168,10 @@ class GraphsModality(ClassificationModality):
     def fingerprint(self) -> str:
         """A sha256 hex digest of the graphs, their labels and the split."""
         return self.graphs.fingerprint(self.parts)
+
+    def identity(self) -> dict[str, str]:
+        """What is scored, and what integer features mean."""
+        return {"metric": self.metric, "integers": self.integers}
 
     # --- learners, kernels, scores ------------------------------------------------------------------------------------
 

@@ -172,6 +172,12 @@ class TextModality(ClassificationModality):
                 add(repr(self.classes[label]))
         return digest.hexdigest()
 
+    def identity(self) -> dict[str, str]:
+        """The table of vectors, which `fingerprint` has by name alone, and the length of texts."""
+        vectors = self.embeddings.vectors.detach().cpu().contiguous()
+        digest = hashlib.sha256(vectors.numpy().tobytes()).hexdigest()
+        return {"embeddings": digest, "max_length": str(self.max_length)}
+
     # --- learners and kernels -----------------------------------------------------------------------------------------
 
     def build(self, name: str) -> Learner:

@@ -118,7 +118,8 @@ def choose(
 
 def check_space(modality: Modality, space: str) -> None:
     """Raise `InputError` if `space` is not one that `coreset` takes on this modality."""
-    if space != VECTORS and space not in modality.learners and not modality.knows(space):
+    learns = modality.knows(space) and not modality.is_kernel(space) and space not in modality.fitted
+    if space != VECTORS and not learns:
         raise unknown_name("space of a coreset", space, (VECTORS, *modality.learners))
 
 
@@ -323,8 +324,6 @@ def features(modality: Modality, space: str, rng: torch.Generator) -> Tensor:
     full = modality.full()
     if space == VECTORS:
         return _dense(modality.vectors(full.inputs), rng).cpu()
-    if modality.is_kernel(space) or space in modality.fitted:
-        raise unknown_name("space of a coreset", space, (VECTORS, *modality.learners))
     (learner,) = Teachers(modality, space, seed=fork(rng)).networks
     return in_chunks(learner.embed, learner, full).flatten(1).cpu()
 

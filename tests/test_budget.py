@@ -231,6 +231,17 @@ def test_sets_of_graphs_by_an_entropy_code() -> None:
         assert coded.modality.size(coded.run().export()).nbytes <= 4000
 
 
+def test_real_texts_are_as_many_as_fit() -> None:
+    """Each is as long as it is, so that what is chosen is measured; by the same seed the run chooses the same."""
+    texts = [" ".join(["word", "longer", "longest"][: 1 + number % 3] * (1 + number % 5)) for number in range(80)]
+    for recipe in ("random", "herding"):
+        job = condense_text.job(texts, [n % 2 for n in range(80)], nbytes=600, recipe=recipe, progress=False)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            takes = job.modality.size(job.run().export()).nbytes
+        assert 450 < takes <= 600
+
+
 def test_a_log() -> None:
     from scipy import sparse
 
@@ -239,7 +250,10 @@ def test_a_log() -> None:
     small = condense_interactions(logs, nbytes=12 * 30 + 11, users=5, steps=2, progress=False)
     assert len(small) == 30
     assert small.num_users == 5
-    assert condense_interactions(logs, nbytes=12 * 9, steps=2, progress=False).num_users == 9
+    for rows, users in ((9, 1), (100, 5)):  # twenty rows a user, as fewer say little of who it is
+        assert condense_interactions(logs, nbytes=12 * rows, steps=2, progress=False).num_users == users
+        assert condense_interactions(logs, interactions=rows, steps=2, progress=False).num_users == users
+    assert condense_interactions.job(logs, steps=2, progress=False).counts == [50]  # there are no five hundred
     with pytest.raises(InputError, match=r"nbytes=100 is too little for 9 users: each needs a row, of 12 bytes"):
         condense_interactions(logs, nbytes=100, users=9, progress=False)
     with pytest.raises(InputError, match="at most one of interactions and nbytes"):

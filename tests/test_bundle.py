@@ -99,6 +99,19 @@ def test_an_extra_file_may_come_from_disk(tmp_path: Path) -> None:
     read_bundle(tmp_path / "b")
 
 
+def test_files_of_the_user_beside_a_bundle_are_not_taken_away(bundle: Path) -> None:
+    (bundle / "model.pt").write_text("mine")
+    (bundle / "deeper").mkdir()
+    with pytest.raises(InputError, match=r"holds more than the bundle that would be replaced, deeper, model\.pt: move"):
+        write_bundle(bundle, {}, {})
+    assert (bundle / "model.pt").read_text() == "mine"
+    read_bundle(bundle)
+    (bundle / "deeper").rmdir()
+    (bundle / "model.pt").unlink()
+    write_bundle(bundle, {}, {"second": True})
+    assert read_bundle(bundle)[1] == {"second": True}
+
+
 def test_a_second_write_replaces_the_first_and_leaves_nothing_behind(bundle: Path) -> None:
     write_bundle(bundle, {"y": torch.zeros(2)}, {"v": 2})
     tensors, meta = read_bundle(bundle)

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -499,3 +500,17 @@ def test_device_is_where_the_modality_is() -> None:
         progress=False,
     )
     assert all(value.device.type == "cpu" for value in result.summary.state_dict().values())
+
+
+def test_runs_in_threads_are_what_they_are_alone() -> None:
+    def go(seed: int) -> Tensor:
+        objective = GradientMatching(learner="mlp", outer_loops=3, inner_epochs=1, real_size=8)
+        points: Tensor = run(objective, seed=seed, steps=8).summary.points
+        return points.detach().clone()
+
+    alone = [go(seed) for seed in range(4)]
+    before = torch.get_rng_state()
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(go, range(4)))
+    assert all(torch.equal(one, other) for one, other in zip(alone, together))
+    assert torch.equal(torch.get_rng_state(), before)

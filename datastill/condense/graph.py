@@ -11,7 +11,7 @@ import torch
 
 from datastill.budget import CODECS, finest_codec, most_points, one_budget
 from datastill.condense.common import Job, condenser, find_recipe
-from datastill.errors import check_count, unknown_name
+from datastill.errors import check_count, require, unknown_name
 from datastill.modalities.graph import ADJACENCIES, GraphModality
 from datastill.modalities.graph_data import SplitChoice
 from datastill.recipe import Recipe
@@ -137,6 +137,10 @@ def condense_graph(
         counts = most_points(modality, chosen, nbytes, modality.allocate, least=least, most=most, seed=seed, **stored)
     else:
         counts = modality.allocate((nodes or 0) if ratio is None else int(ratio * modality.num_nodes))
+    require(
+        sum(counts) <= modality.num_nodes,
+        f"{sum(counts):,} nodes are asked for, and the graph has {modality.num_nodes:,}: ask for fewer.",
+    )
     if nbytes is not None and any(value is not None for value in points.values()):
         codecs = CODECS if chosen.objective is not None and codec is None else (None,)
         found = finest_codec(modality, chosen, nbytes, counts, codecs, seed=seed, **stored)

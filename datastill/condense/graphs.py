@@ -11,7 +11,7 @@ import torch
 
 from datastill.budget import CODECS, finest_codec, most_points
 from datastill.condense.common import Job, condenser, find_recipe
-from datastill.errors import check_count, unknown_name
+from datastill.errors import check_count, require, unknown_name
 from datastill.modalities.graphs import ADJACENCIES, GraphsModality
 from datastill.modalities.graphs_data import Splits
 from datastill.recipe import Recipe
@@ -97,6 +97,10 @@ def condense_graphs(
         chosen = dataclasses.replace(chosen, summary={**chosen.summary, "nodes": check_count("nodes", nodes)})
     modality = target(data, recipe=chosen, split=split, metric=metric, integers=integers, seed=seed)
     counts: Sequence[int] = [per_class or 10] * modality.num_groups
+    require(
+        per_class is None or sum(counts) <= sum(modality.group_sizes),
+        f"{sum(counts):,} graphs are asked for, and {sum(modality.group_sizes):,} are there to be distilled: ask for fewer.",
+    )
     stored: dict[str, Any] = {} if codec is None else {"codec": codec}
     if nbytes is not None and per_class is not None:
         choice = chosen.objective is not None and codec is None and modality.codec.exact

@@ -58,7 +58,7 @@ def condense_images(
         recipe: one of `datastill.recipes` for images, or None for the default.
         validation: the share of the images that is set apart to select the summary, in (0, 1), or validation images
             in any form of `data`; None is a tenth, at most 5000.
-        test: test images in any form of `data`, never used in distillation; they let `evaluate` score a run of `out`.
+        test: test images in any form of `data`, never used in distillation; `evaluate` scores a job's result on them.
         augmentation: operations joined by "_" out of color, crop, cutout, flip, scale and rotate, or "none". The
             default has no flip; add it where a mirror image means the same.
         storage: how pixels are stored, in place of the recipe's: "pixels" (freely) or "preconditioned" (the same, with a matrix

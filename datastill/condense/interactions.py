@@ -16,6 +16,7 @@ from datastill.modalities.interactions_table import Interactions
 from datastill.recipe import Recipe
 
 _USERS = 500
+_ROWS = 20  # of a user, for a budget in weighted rows: fewer say little of who they are
 _WEIGHTED_BYTES = PAIR_BYTES + 4  # a row with its weight
 
 
@@ -95,8 +96,8 @@ def condense_interactions(
     Args:
         logs: .parquet, .csv, .tsv or RecBole .inter files (a path, a list of paths, a folder or a glob pattern), a pandas,
             polars or Arrow table, or a SciPy sparse matrix (users, items).
-        users: synthetic users in the result, at least 1 and at most the number of real ones; None is 500, or fewer if no more
-            fit into `nbytes`.
+        users: synthetic users in the result, at least 1 and at most the number of real ones; None is 500, or as many as there
+            are, or fewer for a budget in rows or bytes: one for every 20 weighted rows, or as many users as fit.
         interactions: rows in the result, at least one a synthetic user; None is as many as so many real users have on average.
             For recipes of weighted rows, as the default is.
         nbytes: most bytes that the result may take, in place of `interactions`: of a weighted row 12, of one without weight 8
@@ -110,7 +111,7 @@ def condense_interactions(
         time_column: name of the column of times, for `split="time"`; None finds the usual names.
         split_column: name of a column that says train, validation or test; None splits each user's items at random or by time.
         validation: fraction of each user's items that is set apart to select the summary, in (0, 0.4].
-        test: fraction that is never used in distillation and lets `evaluate` score a run of `out`, in [0, 0.4].
+        test: fraction that is never used in distillation and on which `evaluate` scores a job's result, in [0, 0.4].
         split: "random", or "time" to set the latest items of each user apart.
         core: every user and item keeps at least this many interactions; others are dropped.
         duplicates: of a (user, item) pair: "once" keeps one, "refuse" is an error.
@@ -165,7 +166,7 @@ def condense_interactions(
     most = min(len(modality.trained), _USERS) if users is None else users
     if nbytes is not None and weighted:
         interactions = nbytes // _WEIGHTED_BYTES
-        users = min(most, interactions) if users is None else users
+        users = _users_of(interactions, most) if users is None else users
         require(
             interactions >= max(1, users),
             f"nbytes={nbytes:,} is too little for {max(1, users):,} users: each needs a row, of {_WEIGHTED_BYTES} bytes.",
@@ -179,6 +180,12 @@ def condense_interactions(
             raise InputError(
                 f"interactions is for recipes of weighted rows; recipe {chosen.name!r} exports rows by users."
             )
+        users = _users_of(interactions, most) if users is None else users
         chosen = dataclasses.replace(chosen, summary={**chosen.summary, "interactions": interactions})
     options = {"seed": seed, "steps": steps, "out": out, "device": device, "progress": progress, "nbytes": nbytes}
-    return Job(modality, [_USERS if users is None else users], chosen, options)
+    return Job(modality, [most if users is None else users], chosen, options)
+
+
+def _users_of(rows: int, most: int) -> int:
+    """Synthetic users for so many weighted rows, at most `most`."""
+    return max(1, min(most, rows // _ROWS))

@@ -48,7 +48,7 @@ def condense_text(
         recipe: one of `datastill.recipes` for text, or None for the default.
         validation: the share of the texts that is set apart to select the summary, in (0, 1), or validation texts in any form
             of `texts`; None is a tenth.
-        test: test texts in any form of `texts`, never used in distillation; they let `evaluate` score a run of `out`.
+        test: test texts in any form of `texts`, never used in distillation; `evaluate` scores a job's result on them.
         max_length: tokens at which a text is cut; None takes the 95 % quantile of the texts, at most 64.
         download: whether a Hugging Face model that is not on this machine may be fetched.
         seed: of everything random.

@@ -235,3 +235,35 @@ def test_cora(tmp_path: Path) -> None:
         random.append(modality.score(modality.fit(subset, rng=generator(seed)), "test")["accuracy"])
     assert sum(scores) / 5 > 0.81
     assert sum(scores) / 5 > sum(random) / 5 + 0.1
+
+
+@pytest.mark.parametrize("other", [{"unlabelled": "ignore"}, {"setting": "inductive"}])
+def test_a_run_on_another_target_does_not_go_on_in_its_folder(other: dict[str, Any], tmp_path: Path) -> None:
+    graph = two_circles()
+    condense_graph(graph, nodes=6, steps=2, unlabelled="teach", out=tmp_path, progress=False)
+    with pytest.raises(InputError, match=f"{next(iter(other))} was '.*' and is now"):
+        condense_graph(graph, nodes=6, steps=2, **other, out=tmp_path, progress=False)
+
+
+def test_more_nodes_than_there_are_is_refused() -> None:
+    with pytest.raises(InputError, match="1,000 nodes are asked for, and the graph has 120: ask for fewer"):
+        condense_graph(two_circles(), nodes=1000, progress=False)
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"y": 5}, "y must be class ids from 0 to 1"),
+        ({"y": -1}, "y must be class ids from 0 to 1"),
+        ({"x": float("nan")}, "x and y must be finite"),
+        ({"train_mask": False}, "train_mask must have a node to train on"),
+    ],
+    ids=str,
+)
+def test_evaluation_refuses_a_damaged_dataset(changed: dict[str, Any], said: str) -> None:
+    modality = GraphModality(two_circles())
+    small = modality.subset([3, 3], rng=generator("subset"))
+    for name, value in changed.items():
+        setattr(small, name, torch.full_like(small[name], value))
+    with pytest.raises(InputError, match=said):
+        modality.read(small)

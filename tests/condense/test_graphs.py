@@ -275,3 +275,17 @@ def test_mutag_of_one_graph_a_class() -> None:
             evaluate(small, modality, seeds=1, seed=seed, baselines=False, progress=False).rows[0].mean("accuracy")
         )
     assert sum(found) / 3 > 0.75
+
+
+def test_a_run_scored_otherwise_does_not_go_on_in_its_folder(tmp_path: Path) -> None:
+    graphs = rings_and_stars()
+    condense_graphs(graphs, per_class=1, **quick(steps=2), metric="accuracy", out=tmp_path)
+    with pytest.raises(InputError, match="metric was 'accuracy' and is now 'roc_auc'"):
+        condense_graphs(graphs, per_class=1, **quick(steps=2), metric="roc_auc", out=tmp_path)
+
+
+def test_more_graphs_than_there_are_is_refused() -> None:
+    with pytest.raises(
+        InputError, match=r"2,000 graphs are asked for, and [0-9]+ are there to be distilled: ask for fewer"
+    ):
+        condense_graphs(rings_and_stars(), per_class=1000, **quick(steps=2))

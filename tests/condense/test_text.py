@@ -95,3 +95,15 @@ def test_ten_sentences_a_class_close_half_of_the_gap_on_sst(table: str) -> None:
     found = evaluate(small, modality, progress=False)
     print(found.table())
     assert found.gap_closed() >= 0.5
+
+
+def test_a_run_with_other_vectors_does_not_go_on_in_its_folder(tmp_path: Path) -> None:
+    words = sorted({word for text in TEXTS for word in text.split()})
+    first, second = (
+        dict(zip(words, torch.randn(len(words), 4, generator=generator("vectors", number)).numpy()))
+        for number in (1, 2)
+    )
+    options: dict[str, Any] = {"per_class": 1, "steps": 2, "recipe": "dm", "out": tmp_path, "progress": False}
+    condense_text(TEXTS, LABELS, embeddings=first, **options)
+    with pytest.raises(InputError, match="embeddings was"):
+        condense_text(TEXTS, LABELS, embeddings=second, **options)

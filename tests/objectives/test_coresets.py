@@ -16,7 +16,7 @@ from datastill.condense.common import first_summary, run_recipe
 from datastill.errors import InputError
 from datastill.modalities.image import ImageModality
 from datastill.objectives import coresets
-from datastill.objectives.coresets import METHODS, choose, count_forgetting, features, herd, spread
+from datastill.objectives.coresets import METHODS, check_space, choose, count_forgetting, features, herd, spread
 from datastill.objectives.teachers import Teachers
 from datastill.rng import derive_seed, fork, generator
 
@@ -111,6 +111,12 @@ def test_a_learner_gives_the_space() -> None:
     ours = choose(modality, [3, 3, 3], method="herding", space="mlp", rng=generator(3))
     expected = [15 * group + herd(found[15 * group :][:15].double(), 3) for group in range(3)]
     assert torch.equal(ours, torch.cat(expected))
+
+
+def test_what_has_no_features_is_no_space() -> None:
+    modality = ToyModality(points=15)
+    with pytest.raises(InputError, match="Unknown space of a coreset 'ntk'"):
+        check_space(modality, "ntk")
 
 
 def test_centres_of_the_data_have_no_space_of_a_network() -> None:
