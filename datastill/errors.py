@@ -9,6 +9,7 @@ import difflib
 import importlib
 import math
 from collections.abc import Callable, Iterable
+from numbers import Real
 from types import ModuleType
 from typing import Any
 
@@ -79,7 +80,7 @@ def check_count(name: str, value: Any, *, least: int = 1) -> int:
 
 def check_number(name: str, value: Any, allowed: Callable[[float], bool], said: str) -> float:
     """`value` as a finite float that is `allowed`, in words `said`, or an `InputError` that names the parameter."""
-    number = isinstance(value, int | float) and not isinstance(value, bool)
+    number = isinstance(value, Real) and not isinstance(value, bool)  # NumPy's are such numbers too
     if not number or not math.isfinite(value) or not allowed(value):
         raise InputError(f"{name} must be {said}, got {value!r}.")
     return float(value)

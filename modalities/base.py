@@ -444,7 +444,7 @@ class Modality(ABC):
 
     def allocate(self, points: int) -> list[int]:
         """Points of each group for a budget of `points` in all: equal shares, the first groups taking the rest."""
-        check_count("points", points)
+        check_count("points", points, least=0)
         if points < self.num_groups:
             raise InputError(
                 f"A budget of {points} points is below one point for each of the {self.num_groups} groups; "

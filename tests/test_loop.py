@@ -359,6 +359,12 @@ def test_bad_arguments_are_refused_before_work() -> None:
             run(DistributionMatching(), **options)
 
 
+def test_numbers_may_be_numpys() -> None:
+    expected = run(DistributionMatching(), lr=0.5, clip=2.0, steps=2)
+    found = run(DistributionMatching(), lr=np.float32(0.5), clip=np.int64(2), steps=2)
+    assert torch.equal(found.summary.points, expected.summary.points)
+
+
 @pytest.mark.parametrize("name", ["modality", "summary", "objective"])
 def test_what_is_not_one_is_refused(name: str) -> None:
     modality = ToyModality()

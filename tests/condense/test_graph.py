@@ -199,6 +199,7 @@ def test_odd_graphs(what: str, setting: Any) -> None:
         ({"ratio": 0.0}, r"ratio must be a number in \(0, 1\]"),
         ({"ratio": 1.5}, r"ratio must be a number in \(0, 1\]"),
         ({"ratio": 0.01}, "below one point for each of the 2 groups"),
+        ({"ratio": 0.001}, "A budget of 0 points is below one point"),
         ({"nodes": 1}, "below one point"),
         ({"nodes": 0}, "nodes must be an integer"),
         ({"per_class": 2.0}, "per_class must be an integer"),
